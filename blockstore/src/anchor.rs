@@ -1,0 +1,362 @@
+//! Anchors: writing the state down from time to time, so that opening replays little.
+//!
+//! Invariants
+//!   * an anchor is renamed into place only when everything it refers to is durable: log, map pages,
+//!     directories of sealed segments;
+//!   * nothing that an anchor refers to is removed or packed before a later anchor is durable in
+//!     which it is dead (`settled`, and the victims chosen at `begin_anchor`);
+//!   * an anchor under its final name is complete: if it does not verify, it is damaged.
+
+use crate::disk::{Disk, File};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
+use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
+use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
+use crate::map::{PageSink, WriteOut};
+use crate::pool::{Pool, POOL_STREAM};
+use crate::space::{CompactJob, Segment, Segments};
+use crate::types::{Lsn, SegmentId, SlotAddr};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+/// Prefix of anchor file names.
+pub const ANCHOR_PREFIX: &str = "anchor-";
+
+/// Bookkeeping between anchors.
+pub(crate) struct AnchorState {
+    /// Number of the newest anchor.
+    pub sequence: u64,
+    /// Log bytes since then.
+    pub log_bytes: u64,
+    /// Size of the newest anchor, bytes.
+    pub bytes: u64,
+    /// Files to sync with the next anchor besides those of the streams.
+    pub extra_files: Vec<Arc<dyn File>>,
+    /// An anchor is being written.
+    pub running: bool,
+    /// A file is being cleaned: no anchor chooses victims meanwhile.
+    pub cleaning: bool,
+    /// What the newest anchor allows to clean.
+    pub victims: Vec<Victim>,
+    /// Counts dead slots at the last anchor: anything new to clean?
+    pub live_blocks: u64,
+}
+
+impl AnchorState {
+    pub(crate) fn new(sequence: u64) -> Self {
+        Self {
+            sequence,
+            log_bytes: 0,
+            bytes: 0,
+            extra_files: Vec::new(),
+            running: false,
+            cleaning: false,
+            victims: Vec::new(),
+            live_blocks: 0,
+        }
+    }
+}
+
+/// A segment that may be cleaned.
+pub enum Victim {
+    /// Nothing lives in it: remove the file.
+    Remove(SegmentId),
+    /// Little lives in it: pack the file.
+    Pack(CompactJob),
+}
+
+/// The blocking part of an anchor; runs on any thread.
+pub struct AnchorJob {
+    disk: Arc<dyn Disk>,
+    files: Vec<Arc<dyn File>>,
+    bytes: Vec<u8>,
+    sequence: u64,
+    upto: Lsn,
+    settled: Vec<SegmentId>,
+    victims: Vec<Victim>,
+}
+
+fn anchor_name(sequence: u64) -> String {
+    format!("{ANCHOR_PREFIX}{sequence:016x}")
+}
+
+fn install(disk: &dyn Disk, sequence: u64, bytes: &[u8]) -> io::Result<()> {
+    let temporary = "tmp-anchor";
+    let _ = disk.remove(temporary);
+    let file = disk.create(temporary)?;
+    file.write_at(&[IoSlice::new(bytes)], 0)?;
+    file.sync()?;
+    disk.rename(temporary, &anchor_name(sequence))?;
+    disk.sync_names()?;
+    if let Some(before) = sequence.checked_sub(1) {
+        let _ = disk.remove(&anchor_name(before));
+    }
+    Ok(())
+}
+
+/// The anchor of a new, empty pool.
+pub(crate) fn write_first(disk: &Arc<dyn Disk>, pool: [u8; 16]) -> io::Result<()> {
+    let anchor = Anchor {
+        pool,
+        sequence: 0,
+        epoch: 0,
+        next_lsn: Lsn(1),
+        next_segment: 1,
+        next_volume: 1,
+        next_root: 1,
+        map_tail: None,
+        volumes: Vec::new(),
+        streams: Vec::new(),
+        roots: Vec::new(),
+        segments: Vec::new(),
+    };
+    install(&**disk, 0, &anchor.encode())
+}
+
+/// The newest anchor on `disk`.
+pub(crate) fn read_newest(disk: &Arc<dyn Disk>) -> Result<(Anchor, u64)> {
+    let wrap = |e| Error::io("reading the anchor", e);
+    let mut names = disk.list(ANCHOR_PREFIX).map_err(wrap)?;
+    names.sort();
+    let name = names.pop().ok_or_else(|| Error::corrupt("the pool has no anchor file: it is damaged or incomplete"))?;
+    let file = disk.open(&name).map_err(wrap)?;
+    let len = file.len().map_err(wrap)?;
+    if len > crate::limits::ANCHOR_BYTES_MAX {
+        return Err(Error::corrupt(format!("{name} is {len} bytes long, more than any anchor")));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_at(&mut bytes, 0).map_err(wrap)?;
+    Ok((Anchor::decode(&bytes).map_err(|e| Error::new(e.kind(), format!("{name}: {e}")))?, len))
+}
+
+impl AnchorJob {
+    /// Makes everything durable and installs the anchor; blocks.
+    pub fn run(&self) -> io::Result<()> {
+        self.files.iter().try_for_each(|file| file.sync())?;
+        self.disk.sync_names()?;
+        install(&*self.disk, self.sequence, &self.bytes)
+    }
+}
+
+/// Writes map pages behind one another; accounts only when the whole pass succeeded.
+struct Sink<'a> {
+    segments: &'a mut Segments,
+    open: Option<(SegmentId, Arc<dyn File>, u32)>,
+    written: Vec<(SlotAddr, usize)>,
+    filled: Vec<SegmentId>,
+    files: Vec<Arc<dyn File>>,
+}
+
+impl PageSink for Sink<'_> {
+    fn next_addr(&mut self) -> Result<SlotAddr> {
+        if let Some((id, _, slot)) = &self.open {
+            if *slot == END_SLOT {
+                self.filled.push(*id);
+                self.open = None;
+            }
+        }
+        if let Some((id, _, slot)) = &self.open {
+            return Ok(SlotAddr::new(*id, *slot));
+        }
+        let (id, file, _) = self.segments.take()?;
+        let header = SegmentHeader {
+            pool: self.segments.pool,
+            segment: id,
+            kind: SegmentKind::Map,
+            volume: POOL_STREAM,
+            sequence: 0,
+            previous_crc: 0,
+            layout: Layout::Full,
+        };
+        file.write_at(&[IoSlice::new(&header.encode())], 0).map_err(|e| Error::io("writing map pages", e))?;
+        self.segments.table.insert(id, Segment::new(SegmentKind::Map, POOL_STREAM));
+        self.files.push(file.clone());
+        self.open = Some((id, file, FIRST_SLOT));
+        Ok(SlotAddr::new(id, FIRST_SLOT))
+    }
+
+    fn write(&mut self, addr: SlotAddr, page: &[u8], nodes: usize) -> Result<()> {
+        let Some((_, file, slot)) = &mut self.open else {
+            return Err(Error::new(ErrorKind::Io, "no segment is open for map pages"));
+        };
+        let written = file.write_at(&[IoSlice::new(page)], u64::from(addr.slot()) * BLOCK_U64);
+        written.map_err(|e| Error::io("writing map pages", e))?;
+        *slot = addr.slot() + 1;
+        self.written.push((addr, nodes));
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Whether it is time for an anchor.
+    pub fn wants_anchor(&self) -> bool {
+        let due = self.options.anchor_bytes.max(4 * self.anchors.bytes);
+        !self.anchors.running && !self.anchors.cleaning && self.poisoned.is_none() && self.anchors.log_bytes >= due
+    }
+
+    /// Whether an anchor would let the cleaner give back space, or save replay, though none is due.
+    pub fn wants_idle_anchor(&self) -> bool {
+        let died = self.segments.table.live_blocks < self.anchors.live_blocks;
+        !self.anchors.running
+            && !self.anchors.cleaning
+            && self.poisoned.is_none()
+            && (self.anchors.log_bytes > 0 || died)
+    }
+
+    /// Writes changed map nodes to map pages and takes the state down.
+    pub fn begin_anchor(&mut self, eager: bool) -> Result<AnchorJob> {
+        self.writable()?;
+        self.write_map()?;
+        let upto = self.next_lsn;
+        let mut files = std::mem::take(&mut self.anchors.extra_files);
+        for stream in self.streams.values() {
+            files.extend(stream.flush_job(upto, &self.disk).files);
+        }
+        let sequence = self.anchors.sequence + 1;
+        let bytes = self.encode_anchor(sequence);
+        let unsettled = self.segments.table.iter().filter(|(_, s)| s.sealed && !s.settled);
+        let settled = unsettled.map(|(id, _)| id).collect();
+        let victims = self.choose_victims(eager);
+        self.anchors.running = true;
+        self.anchors.log_bytes = 0;
+        self.anchors.live_blocks = self.segments.table.live_blocks;
+        self.anchors.bytes = bytes.len() as u64;
+        Ok(AnchorJob { disk: self.disk.clone(), files, bytes, sequence, upto, settled, victims })
+    }
+
+    /// Takes note of an anchor job's outcome.
+    pub fn anchored(&mut self, job: AnchorJob, outcome: io::Result<()>) -> Result<()> {
+        self.anchors.running = false;
+        if let Err(e) = outcome {
+            self.poisoned.get_or_insert_with(|| format!("writing an anchor failed: {e}"));
+            return Err(Error::io("writing an anchor", e));
+        }
+        self.anchors.sequence = job.sequence;
+        self.streams.values_mut().for_each(|stream| stream.flushed(job.upto));
+        for id in job.settled {
+            if let Some(segment) = self.segments.table.get_mut(id) {
+                segment.settled = true;
+            }
+        }
+        // The newest choice replaces what is left of the one before: it knows all of it.
+        self.anchors.victims = job.victims;
+        Ok(())
+    }
+
+    /// An anchor, here and now.
+    pub fn anchor(&mut self, eager: bool) -> Result<()> {
+        let job = self.begin_anchor(eager)?;
+        let outcome = job.run();
+        self.anchored(job, outcome)
+    }
+
+    fn write_map(&mut self) -> Result<()> {
+        let mut sink = Sink {
+            segments: &mut self.segments,
+            open: self.map_open.clone(),
+            written: Vec::new(),
+            filled: Vec::new(),
+            files: Vec::new(),
+        };
+        sink.files.extend(sink.open.iter().map(|(_, file, _)| file.clone()));
+        let mut tops = Vec::new();
+        let mut pass = WriteOut::new(&mut sink);
+        for (id, root) in self.roots.iter() {
+            tops.push((id, pass.write(&mut self.map, root.map.top)?));
+        }
+        pass.finish(&mut self.map)?;
+        let Sink { open, written, filled, files, .. } = sink;
+        for (id, top) in tops {
+            self.roots.get_mut(id).map.top = top;
+        }
+        for (addr, nodes) in written {
+            self.segments.table.add_nodes(addr, nodes);
+            if let Some(segment) = self.segments.table.get_mut(addr.segment()) {
+                segment.used = addr.slot() + 1;
+                segment.stored = segment.used;
+            }
+        }
+        for id in filled {
+            if let Some(segment) = self.segments.table.get_mut(id) {
+                segment.sealed = true;
+            }
+        }
+        self.map_open = open;
+        self.anchors.extra_files.extend(files);
+        Ok(())
+    }
+
+    fn encode_anchor(&self, sequence: u64) -> Vec<u8> {
+        let volumes = self.volumes.iter().map(|(id, v)| VolumeEntry {
+            id: *id,
+            name: v.name.clone(),
+            size: self.roots.get(v.head).size,
+            created_us: v.created_us,
+            head: v.head,
+            next_checkpoint: v.next_checkpoint,
+            next_auto: v.next_auto,
+        });
+        let streams = self.streams.values().map(|s| StreamEntry {
+            volume: s.volume,
+            sequence: s.sequence,
+            open: s.open.as_ref().map(|open| (open.id, open.next_slot)),
+            previous_crc: s.previous_crc,
+        });
+        let roots = self.roots.iter().map(|(id, r)| RootEntry {
+            id,
+            volume: r.volume,
+            parent: r.parent,
+            top: r.map.top.bits(),
+            level: r.map.level,
+            size: r.size,
+            kind: r.kind.clone(),
+        });
+        let segments = self.segments.table.iter().map(|(id, s)| SegmentEntry {
+            id,
+            kind: s.kind,
+            volume: s.volume,
+            sealed: s.sealed,
+            used: s.used,
+            stored: s.stored,
+            bits: s.bits.clone(),
+            nodes: s.nodes.clone(),
+        });
+        Anchor {
+            pool: self.pool_id,
+            sequence,
+            epoch: self.epoch,
+            next_lsn: self.next_lsn,
+            next_segment: self.segments.next_id,
+            next_volume: self.next_volume,
+            next_root: self.roots.next_id,
+            map_tail: self.map_open.as_ref().map(|(id, _, slot)| (*id, *slot)),
+            volumes: volumes.collect(),
+            streams: streams.collect(),
+            roots: roots.collect(),
+            segments: segments.collect(),
+        }
+        .encode()
+    }
+
+    /// Segments worth cleaning, by what lives in them now: what is dead now is dead in the anchor
+    /// that is being written, too.
+    fn choose_victims(&self, eager: bool) -> Vec<Victim> {
+        let mut victims = Vec::new();
+        for (id, segment) in self.segments.table.iter() {
+            if !segment.sealed || !segment.settled {
+                continue;
+            }
+            let overhead = crate::limits::DIRECTORY_PAGES + 1;
+            let after = segment.live + overhead;
+            let worth = if eager { after * 4 <= segment.stored * 3 } else { after * 2 <= segment.stored };
+            if segment.live == 0 {
+                victims.push(Victim::Remove(id));
+            } else if worth && segment.stored - after.min(segment.stored) >= 16 {
+                victims.push(Victim::Pack(CompactJob { id, keep: segment.bits.clone(), disk: self.disk.clone() }));
+            }
+        }
+        victims
+    }
+}
+
+const _: () = assert!(END_SLOT as usize * BLOCK <= u32::MAX as usize);

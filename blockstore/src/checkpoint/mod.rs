@@ -1,0 +1,9 @@
+//! Heads, checkpoints and forks: a tree of roots, and the exact account of what only one holds.
+
+mod reap;
+mod release;
+mod roots;
+
+pub use reap::reap_step;
+pub use release::release;
+pub use roots::{Root, Roots};

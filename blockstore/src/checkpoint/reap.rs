@@ -1,0 +1,90 @@
+//! The reaper: gives back what a ghost alone holds, a bounded piece at a time.
+//!
+//! It walks the ghost's tree in block order. A subtree that a neighbour holds too is skipped in one
+//! comparison, so the work follows what the ghost alone holds, not the volume's size. What has been
+//! walked is cut off the ghost and lies below its cursor, so an interrupted walk goes on anywhere,
+//! also after a restart. A ghost with several children waits until all but one are gone.
+
+use super::release::release;
+use super::roots::Roots;
+use crate::error::Result;
+use crate::format::anchor::RootKind;
+use crate::map::{span, Map, Ref, Replaced};
+use crate::space::Segments;
+use crate::types::RootId;
+
+/// Does up to `steps` pieces of work; `false` when no ghost can be worked on.
+pub fn reap_step(roots: &mut Roots, map: &mut Map, segments: &mut Segments, steps: usize) -> Result<bool> {
+    let Some(id) = pick(roots) else { return Ok(false) };
+    let mut neighbours = Vec::new();
+    for _ in 0..steps {
+        let (tree, cursor) = (roots.get(id).map, cursor_of(roots, id));
+        if cursor >= span(tree.level) || tree.top == Ref::HOLE {
+            let gone = roots.splice(id);
+            map.release(gone.map.top);
+            return Ok(true);
+        }
+        roots.neighbours(id, cursor, &mut neighbours);
+        let (level, at) = next_subtree(roots, map, segments, id, cursor, &neighbours)?;
+        let end = cursor + span(level);
+        let mut held = at == Ref::HOLE;
+        for &near in &neighbours {
+            held |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
+        }
+        let mut tree = tree;
+        let mut replaced = Replaced::default();
+        map.set(&mut tree, cursor..end, None, held, &mut replaced, segments)?;
+        let root = roots.get_mut(id);
+        root.map = tree;
+        root.kind = RootKind::Ghost { cursor: end };
+        release(roots, map, segments, id, &mut replaced)?;
+    }
+    Ok(true)
+}
+
+/// The ghost under way, or else one that can be begun: leaves of the tree first.
+fn pick(roots: &Roots) -> Option<RootId> {
+    let ghosts = roots.ghosts();
+    ghosts
+        .iter()
+        .find(|id| cursor_of(roots, **id) > 0)
+        .or_else(|| ghosts.iter().find(|id| roots.get(**id).children.is_empty()))
+        .or_else(|| ghosts.iter().find(|id| roots.get(**id).children.len() == 1))
+        .copied()
+}
+
+fn cursor_of(roots: &Roots, id: RootId) -> u64 {
+    match roots.get(id).kind {
+        RootKind::Ghost { cursor } => cursor,
+        _ => 0,
+    }
+}
+
+/// The largest subtree that starts at `cursor` and can be dealt with at once: a hole, one that a
+/// neighbour shares, or a leaf.
+fn next_subtree(
+    roots: &Roots,
+    map: &mut Map,
+    segments: &Segments,
+    id: RootId,
+    cursor: u64,
+    neighbours: &[RootId],
+) -> Result<(u8, Ref)> {
+    let tree = roots.get(id).map;
+    let mut level = tree.level;
+    let mut at = tree.top;
+    loop {
+        if cursor % span(level) == 0 {
+            let mut whole = at == Ref::HOLE || level == 0;
+            for &near in neighbours {
+                whole |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
+            }
+            if whole {
+                return Ok((level, at));
+            }
+        }
+        let i = (cursor / span(level - 1)) as usize % crate::map::FANOUT;
+        at = map.child(at, i, segments)?;
+        level -= 1;
+    }
+}

@@ -1,0 +1,50 @@
+//! Giving up what a root no longer maps: dead, if no neighbour maps it.
+
+use super::roots::Roots;
+use crate::error::Result;
+use crate::map::{Map, Replaced, FANOUT};
+use crate::space::Segments;
+use crate::types::RootId;
+
+/// `root` has just given up everything in `replaced`.
+pub fn release(
+    roots: &Roots,
+    map: &mut Map,
+    segments: &mut Segments,
+    root: RootId,
+    replaced: &mut Replaced,
+) -> Result<()> {
+    let mut neighbours = Vec::new();
+    let mut rest = replaced.slots.as_slice();
+    while let Some(&(first, _)) = rest.first() {
+        let leaf = first / FANOUT as u64;
+        let len = rest.iter().take_while(|(block, _)| block / FANOUT as u64 == leaf).count();
+        let (group, after) = rest.split_at(len);
+        rest = after;
+        roots.neighbours(root, first, &mut neighbours);
+        let mut dead = group.to_vec();
+        for &near in &neighbours {
+            if dead.is_empty() {
+                break;
+            }
+            let held = map.leaf(roots.get(near).map, first, segments)?;
+            dead.retain(|(block, addr)| held[(block % FANOUT as u64) as usize] != addr.0);
+        }
+        dead.iter().for_each(|(_, addr)| segments.table.release(*addr));
+    }
+    for &(level, base, node) in &replaced.nodes {
+        roots.neighbours(root, base, &mut neighbours);
+        let mut held = false;
+        for &near in &neighbours {
+            held |= map.ref_at(roots.get(near).map, level, base, segments)? == Some(node);
+        }
+        if !held {
+            if let Some(addr) = node.page_addr() {
+                segments.table.release_node(addr);
+            }
+        }
+    }
+    replaced.slots.clear();
+    replaced.nodes.clear();
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! The disk as the store sees it: named files in one folder, written and synced explicitly.
+//!
+//! Everything the store knows of storage goes through these two traits, so that a simulator can
+//! lose power between any two calls. Contract:
+//!   * bytes written are visible to reads at once, and survive the death of the process;
+//!   * they survive power loss only after `File::sync` of their file returned, and a new, renamed
+//!     or removed name only after `Disk::sync_names` returned;
+//!   * a write that was interrupted by power loss may have changed any of its 512-byte sectors.
+
+mod os;
+
+pub use os::OsDisk;
+
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+/// A folder of files.
+pub trait Disk: Send + Sync {
+    /// Creates an empty file; fails if the name exists.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>>;
+    /// Opens an existing file.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
+    /// All names whose text starts with `prefix`.
+    fn list(&self, prefix: &str) -> io::Result<Vec<String>>;
+    /// Gives a file a new name, replacing what had it.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a name.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes creations, renames and removals durable.
+    fn sync_names(&self) -> io::Result<()>;
+}
+
+/// One open file.
+#[expect(clippy::len_without_is_empty, reason = "a length in bytes, of which zero is nothing special")]
+pub trait File: Send + Sync {
+    /// Fills `buf` from `offset`; end of file is an error (`UnexpectedEof`).
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `bufs` one after another at `offset`.
+    fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
+    /// Makes all written bytes durable.
+    fn sync(&self) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Starts writing back `len` bytes at `offset` without waiting; a hint.
+    fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes sure that `len` bytes of space exist, where the medium can tell.
+    fn allocate(&self, len: u64) -> io::Result<()>;
+    /// Bytes the file occupies.
+    fn allocated(&self) -> io::Result<u64>;
+    /// The descriptor, where there is one, for asynchronous callers.
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+}

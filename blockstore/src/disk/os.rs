@@ -1,0 +1,143 @@
+//! [`Disk`] on a folder of the operating system, through the page cache.
+//!
+//! Buffered on purpose: an acknowledged write only has to reach the kernel, and recent blocks are
+//! read back from the cache (measurement: `docs/decisions/0002-buffered-log.md`).
+
+use super::{Disk, File};
+use std::fs;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Files of a pool folder.
+pub struct OsDisk {
+    folder: PathBuf,
+}
+
+impl OsDisk {
+    /// The disk on an existing `folder`.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+impl Disk for OsDisk {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.path(name))?;
+        Ok(Arc::new(OsFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(OsFile(fs::OpenOptions::new().read(true).write(true).open(self.path(name))?)))
+    }
+
+    fn list(&self, prefix: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder)? {
+            if let Ok(name) = entry?.file_name().into_string() {
+                if name.starts_with(prefix) {
+                    names.push(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        sync_folder(&self.folder)
+    }
+}
+
+struct OsFile(fs::File);
+
+impl File for OsFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, bufs: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        const IOV_MAX: usize = 1024;
+        for chunk in bufs.chunks(IOV_MAX) {
+            let total: usize = chunk.iter().map(|b| b.len()).sum();
+            // SAFETY: `chunk` is a live array of iovec-compatible `IoSlice`s (guaranteed ABI
+            // compatible by std), its length fits c_int, and the kernel only reads from them.
+            let wrote = unsafe {
+                libc::pwritev(self.0.as_raw_fd(), chunk.as_ptr().cast(), chunk.len() as i32, offset as libc::off_t)
+            };
+            if wrote < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if wrote as usize != total {
+                write_rest(&self.0, chunk, wrote as usize, offset)?;
+            }
+            offset += total as u64;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
+        let done = unsafe {
+            libc::sync_file_range(self.0.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE)
+        };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
+        let done = unsafe { libc::fallocate(self.0.as_raw_fd(), 0, 0, len as libc::off_t) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks() * 512)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        Some(self.0.as_raw_fd())
+    }
+}
+
+/// Finishes a short vectored write buffer by buffer: rare, so kept simple.
+fn write_rest(file: &fs::File, bufs: &[IoSlice<'_>], mut done: usize, offset: u64) -> io::Result<()> {
+    let mut at = offset;
+    for buf in bufs {
+        let skip = done.min(buf.len());
+        file.write_all_at(&buf[skip..], at + skip as u64)?;
+        done -= skip;
+        at += buf.len() as u64;
+    }
+    Ok(())
+}

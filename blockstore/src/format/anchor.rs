@@ -1,0 +1,308 @@
+//! Anchors: the whole state of a pool at one LSN, small because maps are only referred to.
+//!
+//! The file holds the encoded state twice, each copy under its own checksum, so that one damaged
+//! block does not cost the pool.
+
+use super::codec::{Append, Reader};
+use super::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
+use super::VERSION;
+use crate::error::{Error, Result};
+use crate::limits::SEGMENT_SLOTS;
+use crate::types::{CheckpointName, Lsn, RootId, SegmentId, VolumeId};
+
+const MAGIC: &[u8; 8] = b"CAIRNAN\n";
+const HEADER: usize = 24;
+
+/// A volume in an anchor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeEntry {
+    pub id: VolumeId,
+    pub name: String,
+    pub size: u64,
+    pub created_us: u64,
+    pub head: RootId,
+    pub next_checkpoint: u32,
+    pub next_auto: u32,
+}
+
+/// A stream's end in an anchor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamEntry {
+    pub volume: VolumeId,
+    pub sequence: u32,
+    pub open: Option<(SegmentId, u32)>,
+    pub previous_crc: u32,
+}
+
+/// What a root is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootKind {
+    /// The writable end of a volume.
+    Head,
+    /// A named state.
+    Checkpoint { name: CheckpointName, time_us: u64, comment: String, lsn: Lsn },
+    /// A state without a name whose blocks are being given back, up to the block `cursor`.
+    Ghost { cursor: u64 },
+}
+
+/// A root in an anchor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootEntry {
+    pub id: RootId,
+    pub volume: VolumeId,
+    pub parent: Option<RootId>,
+    pub top: u64,
+    pub level: u8,
+    pub size: u64,
+    pub kind: RootKind,
+}
+
+/// A segment in an anchor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentEntry {
+    pub id: SegmentId,
+    pub kind: SegmentKind,
+    pub volume: VolumeId,
+    pub sealed: bool,
+    pub used: u32,
+    pub stored: u32,
+    pub bits: Box<Bitmap>,
+    pub nodes: Option<Box<[u8; SEGMENT_SLOTS as usize]>>,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    pub pool: [u8; 16],
+    pub sequence: u64,
+    pub epoch: u64,
+    pub next_lsn: Lsn,
+    pub next_segment: u32,
+    pub next_volume: u64,
+    pub next_root: u64,
+    pub map_tail: Option<(SegmentId, u32)>,
+    pub volumes: Vec<VolumeEntry>,
+    pub streams: Vec<StreamEntry>,
+    pub roots: Vec<RootEntry>,
+    pub segments: Vec<SegmentEntry>,
+}
+
+fn put_place(out: &mut Vec<u8>, place: Option<(SegmentId, u32)>) {
+    let (segment, slot) = place.map_or((0, 0), |(s, n)| (s.0, n));
+    out.put_u32(segment);
+    out.put_u32(slot);
+}
+
+fn place(r: &mut Reader<'_>) -> Result<Option<(SegmentId, u32)>> {
+    let (segment, slot) = (r.u32()?, r.u32()?);
+    Ok((segment != 0).then_some((SegmentId(segment), slot)))
+}
+
+impl Anchor {
+    /// The bytes of an anchor file.
+    pub fn encode(&self) -> Vec<u8> {
+        let body = self.body();
+        let mut out = Vec::with_capacity(2 * (HEADER + body.len()));
+        for _ in 0..2 {
+            out.extend_from_slice(MAGIC);
+            out.put_u16(VERSION);
+            out.put_u16(0);
+            out.put_u32(crc32fast::hash(&body));
+            out.put_u64(body.len() as u64);
+            out.extend_from_slice(&body);
+        }
+        out
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(&self.pool);
+        out.put_u64(self.sequence);
+        out.put_u64(self.epoch);
+        out.put_u64(self.next_lsn.0);
+        out.put_u32(self.next_segment);
+        out.put_u64(self.next_volume);
+        out.put_u64(self.next_root);
+        put_place(&mut out, self.map_tail);
+        out.put_u32(self.volumes.len() as u32);
+        for v in &self.volumes {
+            out.put_u64(v.id.0);
+            out.put_text(&v.name);
+            out.put_u64(v.size);
+            out.put_u64(v.created_us);
+            out.put_u64(v.head.0);
+            out.put_u32(v.next_checkpoint);
+            out.put_u32(v.next_auto);
+        }
+        out.put_u32(self.streams.len() as u32);
+        for s in &self.streams {
+            out.put_u64(s.volume.0);
+            out.put_u32(s.sequence);
+            put_place(&mut out, s.open);
+            out.put_u32(s.previous_crc);
+        }
+        out.put_u32(self.roots.len() as u32);
+        self.roots.iter().for_each(|root| put_root(&mut out, root));
+        out.put_u32(self.segments.len() as u32);
+        self.segments.iter().for_each(|segment| put_segment(&mut out, segment));
+        out
+    }
+
+    /// Verifies and reads the bytes of an anchor file.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        match Self::decode_copy(bytes) {
+            Ok((anchor, _)) => Ok(anchor),
+            Err(first) if first.kind() == crate::error::ErrorKind::Invalid => Err(first),
+            // The copies have the same length, so the second starts in the middle.
+            Err(first) => bytes
+                .get(bytes.len() / 2..)
+                .and_then(|half| Self::decode_copy(half).ok())
+                .map(|(anchor, _)| anchor)
+                .ok_or(first),
+        }
+    }
+
+    fn decode_copy(bytes: &[u8]) -> Result<(Self, usize)> {
+        let mut r = Reader::new(bytes, "anchor");
+        if r.bytes(8)? != MAGIC {
+            return Err(Error::corrupt("the anchor file is damaged (wrong magic)"));
+        }
+        let version = r.u16()?;
+        r.u16()?;
+        let crc = r.u32()?;
+        if version != VERSION {
+            return Err(Error::invalid(format!(
+                "the anchor has format version {version}, this program reads {VERSION}"
+            )));
+        }
+        let len = usize::try_from(r.u64()?).map_err(|_| Error::corrupt("the anchor's length is absurd"))?;
+        let body = r.bytes(len)?;
+        if crc32fast::hash(body) != crc {
+            return Err(Error::corrupt("the anchor file is damaged (checksum mismatch)"));
+        }
+        Ok((Self::decode_body(&mut Reader::new(body, "anchor"))?, HEADER + len))
+    }
+
+    fn decode_body(r: &mut Reader<'_>) -> Result<Self> {
+        let mut pool = [0; 16];
+        pool.copy_from_slice(r.bytes(16)?);
+        let mut anchor = Self {
+            pool,
+            sequence: r.u64()?,
+            epoch: r.u64()?,
+            next_lsn: Lsn(r.u64()?),
+            next_segment: r.u32()?,
+            next_volume: r.u64()?,
+            next_root: r.u64()?,
+            map_tail: place(r)?,
+            volumes: Vec::new(),
+            streams: Vec::new(),
+            roots: Vec::new(),
+            segments: Vec::new(),
+        };
+        for _ in 0..r.u32()? {
+            anchor.volumes.push(VolumeEntry {
+                id: VolumeId(r.u64()?),
+                name: r.text()?,
+                size: r.u64()?,
+                created_us: r.u64()?,
+                head: RootId(r.u64()?),
+                next_checkpoint: r.u32()?,
+                next_auto: r.u32()?,
+            });
+        }
+        for _ in 0..r.u32()? {
+            anchor.streams.push(StreamEntry {
+                volume: VolumeId(r.u64()?),
+                sequence: r.u32()?,
+                open: place(r)?,
+                previous_crc: r.u32()?,
+            });
+        }
+        for _ in 0..r.u32()? {
+            anchor.roots.push(root(r)?);
+        }
+        for _ in 0..r.u32()? {
+            anchor.segments.push(segment(r)?);
+        }
+        Ok(anchor)
+    }
+}
+
+fn put_root(out: &mut Vec<u8>, root: &RootEntry) {
+    out.put_u64(root.id.0);
+    out.put_u64(root.volume.0);
+    out.put_u64(root.parent.map_or(0, |p| p.0));
+    out.put_u64(root.top);
+    out.put_u8(root.level);
+    out.put_u64(root.size);
+    match &root.kind {
+        RootKind::Head => out.put_u8(0),
+        RootKind::Checkpoint { name, time_us, comment, lsn } => {
+            out.put_u8(1);
+            out.put_u8(u8::from(name.is_auto));
+            out.put_u32(name.number);
+            out.put_u64(*time_us);
+            out.put_text(comment);
+            out.put_u64(lsn.0);
+        }
+        RootKind::Ghost { cursor } => {
+            out.put_u8(2);
+            out.put_u64(*cursor);
+        }
+    }
+}
+
+fn root(r: &mut Reader<'_>) -> Result<RootEntry> {
+    let (id, volume, parent) = (RootId(r.u64()?), VolumeId(r.u64()?), r.u64()?);
+    let (top, level, size) = (r.u64()?, r.u8()?, r.u64()?);
+    let kind = match r.u8()? {
+        0 => RootKind::Head,
+        1 => RootKind::Checkpoint {
+            name: CheckpointName { is_auto: r.u8()? != 0, number: r.u32()? },
+            time_us: r.u64()?,
+            comment: r.text()?,
+            lsn: Lsn(r.u64()?),
+        },
+        2 => RootKind::Ghost { cursor: r.u64()? },
+        other => return Err(Error::corrupt(format!("root kind {other} is unknown"))),
+    };
+    if level > 7 {
+        return Err(Error::corrupt(format!("root level {level} is out of range")));
+    }
+    Ok(RootEntry { id, volume, parent: (parent != 0).then_some(RootId(parent)), top, level, size, kind })
+}
+
+/// A segment's bitmap costs a bit per slot, or nothing when no slot lives.
+fn put_segment(out: &mut Vec<u8>, segment: &SegmentEntry) {
+    out.put_u32(segment.id.0);
+    let empty = segment.bits.iter().all(|w| *w == 0);
+    let kind = u8::from(segment.kind == SegmentKind::Map);
+    out.put_u8(kind | u8::from(segment.sealed) << 1 | u8::from(empty) << 2);
+    out.put_u64(segment.volume.0);
+    out.put_u16(segment.used as u16);
+    out.put_u16(segment.stored as u16);
+    if !empty {
+        segment.bits.iter().for_each(|w| out.put_u64(*w));
+        if let Some(nodes) = &segment.nodes {
+            out.extend_from_slice(&nodes[..]);
+        }
+    }
+}
+
+fn segment(r: &mut Reader<'_>) -> Result<SegmentEntry> {
+    let (id, flags) = (SegmentId(r.u32()?), r.u8()?);
+    let (volume, used, stored) = (VolumeId(r.u64()?), u32::from(r.u16()?), u32::from(r.u16()?));
+    let kind = if flags & 1 == 0 { SegmentKind::Log } else { SegmentKind::Map };
+    let mut bits = Box::new([0; BITMAP_WORDS]);
+    let mut nodes = (kind == SegmentKind::Map).then(|| Box::new([0; SEGMENT_SLOTS as usize]));
+    if flags & 4 == 0 {
+        for word in bits.iter_mut() {
+            *word = r.u64()?;
+        }
+        if let Some(nodes) = &mut nodes {
+            nodes.copy_from_slice(r.bytes(SEGMENT_SLOTS as usize)?);
+        }
+    }
+    Ok(SegmentEntry { id, kind, volume, sealed: flags & 2 != 0, used, stored, bits, nodes })
+}

@@ -1,0 +1,102 @@
+//! Batch header: one block that describes and protects the data blocks behind it.
+
+use super::codec::{checksum_without, seal_checksum, Append, Reader};
+use super::record::Record;
+use super::VERSION;
+use crate::error::{Error, Result};
+use crate::limits::{BATCH_BLOCKS_MAX, BLOCK};
+use crate::types::{Lsn, SlotAddr, VolumeId};
+
+const MAGIC: u32 = u32::from_le_bytes(*b"CBAT");
+const CRC_AT: usize = 8;
+/// Bytes before the records.
+pub const HEADER_BYTES: usize = 56;
+/// Bytes that records and block checksums share.
+pub const BODY_BYTES: usize = BLOCK - HEADER_BYTES;
+
+/// A decoded batch header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The stream it belongs to: a batch of another volume never replays here.
+    pub volume: VolumeId,
+    /// Who wrote it: one opening of the pool. A batch left over from before a crash never joins
+    /// the chain that continues after it.
+    pub epoch: u64,
+    /// Where it was written: a misdirected or recycled block is noticed.
+    pub addr: SlotAddr,
+    /// Number of the first record.
+    pub first_lsn: Lsn,
+    /// Checksum of the stream's previous batch header: a missing batch is noticed.
+    pub previous_crc: u32,
+    /// The changes.
+    pub records: Vec<Record>,
+    /// CRC-32 of each data block.
+    pub crcs: Vec<u32>,
+}
+
+impl Batch {
+    /// One block of bytes, and its checksum. The caller keeps records and checksums within
+    /// [`BODY_BYTES`].
+    pub fn encode(&self) -> (Vec<u8>, u32) {
+        let mut out = Vec::with_capacity(BLOCK);
+        out.put_u32(MAGIC);
+        out.put_u16(VERSION);
+        out.put_u16(0);
+        out.put_u32(0);
+        out.put_u32(self.previous_crc);
+        out.put_u64(self.volume.0);
+        out.put_u64(self.epoch);
+        out.put_u64(self.addr.0);
+        out.put_u64(self.first_lsn.0);
+        out.put_u16(self.records.len() as u16);
+        out.put_u16(self.crcs.len() as u16);
+        out.put_u32(0);
+        self.records.iter().for_each(|record| record.encode(&mut out));
+        self.crcs.iter().for_each(|crc| out.put_u32(*crc));
+        assert!(out.len() <= BLOCK, "a batch header outgrew its block");
+        out.resize(BLOCK, 0);
+        let crc = seal_checksum(&mut out, CRC_AT);
+        (out, crc)
+    }
+
+    /// Verifies and reads a header and its checksum; `None` when these bytes are no batch header
+    /// (the end of a log, usually).
+    pub fn decode(bytes: &[u8]) -> Result<Option<(Self, u32)>> {
+        let mut r = Reader::new(bytes, "batch header");
+        if bytes.len() != BLOCK || r.u32()? != MAGIC {
+            return Ok(None);
+        }
+        let version = r.u16()?;
+        r.u16()?;
+        let crc = r.u32()?;
+        if crc != checksum_without(bytes, CRC_AT) {
+            return Ok(None);
+        }
+        if version != VERSION {
+            return Err(Error::invalid(format!("a batch has format version {version}, this program reads {VERSION}")));
+        }
+        let previous_crc = r.u32()?;
+        let (volume, epoch) = (VolumeId(r.u64()?), r.u64()?);
+        let (addr, first_lsn) = (SlotAddr(r.u64()?), Lsn(r.u64()?));
+        let (record_count, block_count) = (r.u16()?, usize::from(r.u16()?));
+        r.u32()?;
+        if block_count > BATCH_BLOCKS_MAX {
+            return Err(Error::corrupt(format!("a batch claims {block_count} blocks")));
+        }
+        let mut records = Vec::new();
+        let mut blocks = 0;
+        for _ in 0..record_count {
+            let record = Record::decode(&mut r)?;
+            blocks += record.data_blocks();
+            records.push(record);
+        }
+        if blocks != block_count as u64 {
+            return Err(Error::corrupt(format!("a batch's records name {blocks} blocks, its header {block_count}")));
+        }
+        let mut crcs = Vec::with_capacity(block_count);
+        for _ in 0..block_count {
+            crcs.push(r.u32()?);
+        }
+        Ok(Some((Self { volume, epoch, addr, first_lsn, previous_crc, records, crcs }, crc)))
+    }
+}

@@ -1,0 +1,12 @@
+//! Bytes to structs and back: pure, bounded, without panics. `docs/FORMAT.md` is normative.
+
+pub mod anchor;
+pub mod batch;
+pub mod codec;
+pub mod page;
+pub mod record;
+pub mod segment;
+pub mod superblock;
+
+/// Format version written into every structure; a newer one is refused with a clear error.
+pub const VERSION: u16 = 1;

@@ -1,0 +1,49 @@
+//! A log-structured, copy-on-write block store in which a checkpoint costs one log record.
+//!
+//! The promises (numbered as in `docs/DURABILITY.md`):
+//!   * P1 an acknowledged write survives the death of the process;
+//!   * P2 a write covered by a completed flush survives power loss;
+//!   * P4 a checkpoint is byte-equal for ever to the state at its cut;
+//!   * P5 a request of up to 1 MiB is all-or-nothing after a crash;
+//!   * P6 no block is returned without its checksum verified;
+//!   * P7 after a failed sync nothing is accepted; a full disk loses nothing acknowledged;
+//!   * P9 damaged or foreign input gives an error, never a panic.
+//!
+//! A [`Pool`] owns volumes and is driven by one thread; what blocks is handed out as jobs. The crate
+//! knows no sockets, no protocol and no clock: disk and time come in through traits, so that a
+//! simulator can own them.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod anchor;
+mod apply;
+mod check;
+mod checkpoint;
+pub mod disk;
+mod error;
+mod format;
+pub mod limits;
+mod log;
+mod maintain;
+mod map;
+mod ops;
+mod pool;
+mod recovery;
+mod space;
+mod stats;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod types;
+mod volume;
+
+pub use anchor::AnchorJob;
+pub use check::{CheckReport, ScrubProgress};
+pub use error::{Error, ErrorKind, Result};
+pub use log::FlushJob;
+pub use maintain::{prepare_segment, CleanJob};
+pub use ops::{CheckpointInfo, VolumeInfo};
+pub use pool::{Pool, PoolOptions};
+pub use recovery::RecoveryReport;
+pub use stats::{PoolStats, VolumeUsage};
+pub use types::{CheckpointName, Clock, Lsn, SegmentId, VolumeId};
+pub use volume::{Extent, View};

@@ -1,0 +1,50 @@
+//! Every bound of the store in one place, each with the consequence of reaching it.
+
+/// Bytes per block: the unit of mapping, checksums and copy-on-write.
+pub const BLOCK: usize = 4096;
+/// [`BLOCK`] as a 64-bit offset.
+pub const BLOCK_U64: u64 = BLOCK as u64;
+
+/// Largest volume, 64 PiB: larger sizes are refused at create and resize.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 50;
+/// Longest volume name in bytes: longer names are refused.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest checkpoint comment in bytes: longer comments are refused, so that a record fits a header.
+pub const COMMENT_BYTES_MAX: usize = 1024;
+/// Volumes per pool: creating one more is refused, which bounds the anchor.
+pub const VOLUMES_MAX: usize = 1 << 20;
+
+/// Slots in a segment (32 MiB of blocks): fixes the split of a slot address.
+pub const SEGMENT_SLOTS: u32 = 8192;
+/// Bits of a slot address that name the slot inside its segment.
+pub const SLOT_BITS: u32 = 13;
+/// Bits of a slot address that name the segment; identifiers are never reused.
+pub const SEGMENT_BITS: u32 = 27;
+/// Checksums per directory page.
+pub const CRCS_PER_PAGE: u32 = 1020;
+/// Directory pages at the end of a full segment.
+pub const DIRECTORY_PAGES: u32 = 9;
+/// First slot that may hold a batch (slot 0 holds the segment header).
+pub const FIRST_SLOT: u32 = 1;
+/// One past the last slot that may hold a batch or a map page.
+pub const END_SLOT: u32 = SEGMENT_SLOTS - DIRECTORY_PAGES;
+
+/// Data blocks in one record batch: a larger group of requests is split.
+pub const BATCH_BLOCKS_MAX: usize = 512;
+/// Bytes of one request that are all-or-nothing after a crash (promise P5); larger ones are split.
+pub const ATOMIC_BYTES_MAX: u64 = 1 << 20;
+/// Runs of zero and data blocks in one request beyond which zero blocks are stored as data.
+pub const ZERO_RUNS_MAX: usize = 32;
+
+/// Unwritten log bytes after which write-back is started, so that a flush never waits for much.
+pub const WRITEBACK_BYTES: u64 = 1 << 20;
+/// Log bytes between anchors (when the anchor itself is small): bounds replay at open.
+pub const ANCHOR_LOG_BYTES: u64 = 64 << 20;
+/// Open file handles kept for sealed segments: one more evicts another.
+pub const SEGMENT_HANDLES_MAX: usize = 512;
+/// Trims up to this many blocks release their slots at once; larger ones in the background.
+pub const TRIM_INLINE_BLOCKS: u64 = 1024;
+/// Auto-checkpoints kept per volume: the oldest beyond this is deleted.
+pub const AUTO_CHECKPOINTS_KEPT: usize = 5;
+/// Largest anchor file accepted when opening, so that a damaged length cannot exhaust memory.
+pub const ANCHOR_BYTES_MAX: u64 = 4 << 30;

@@ -1,0 +1,7 @@
+//! The log: one stream of record batches per volume, in segments, chained by checksums.
+
+mod scan;
+mod stream;
+
+pub use scan::{scan_stream, ScannedBatch, StreamEnd, TailStart};
+pub use stream::{FlushJob, OpenSegment, Stream};

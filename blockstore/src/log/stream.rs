@@ -1,0 +1,233 @@
+//! Appending batches to a stream.
+//!
+//! Invariants
+//!   * a batch is in the kernel when `append` returns, so it survives the death of the process;
+//!   * each header carries the checksum of the one before: a scan cannot skip a batch;
+//!   * a failed append leaves the stream where it was: the next one overwrites what was begun;
+//!   * `unsynced` holds every file written since it was last synced: a flush syncs exactly these.
+
+use crate::disk::{Disk, File};
+use crate::error::{Error, Result};
+use crate::format::batch::Batch;
+use crate::format::record::Record;
+use crate::format::segment::{directory_offset, encode_directory_page, Layout, SegmentHeader, SegmentKind};
+use crate::limits::{BLOCK, BLOCK_U64, CRCS_PER_PAGE, DIRECTORY_PAGES, END_SLOT, FIRST_SLOT, WRITEBACK_BYTES};
+use crate::map::PageCache;
+use crate::space::{Segment, Segments};
+use crate::types::{Lsn, SegmentId, SlotAddr, VolumeId};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+/// The segment a stream appends to.
+pub struct OpenSegment {
+    /// Its number.
+    pub id: SegmentId,
+    /// Its file.
+    pub file: Arc<dyn File>,
+    /// The next free slot.
+    pub next_slot: u32,
+}
+
+/// One volume's log.
+pub struct Stream {
+    /// The owner; `VolumeId(0)` is the pool itself.
+    pub volume: VolumeId,
+    /// Place of the open (or last) segment in the stream, from 1.
+    pub sequence: u32,
+    /// Checksum of the last batch header.
+    pub previous_crc: u32,
+    /// Where the next batch goes.
+    pub open: Option<OpenSegment>,
+    unsynced: Vec<(Arc<dyn File>, Lsn)>,
+    unsynced_names: Option<Lsn>,
+    writeback_from: u64,
+}
+
+/// What a flush has to sync; runs on any thread.
+pub struct FlushJob {
+    /// Covers every change before this one.
+    pub upto: Lsn,
+    /// The stream.
+    pub volume: VolumeId,
+    /// Files to sync.
+    pub files: Vec<Arc<dyn File>>,
+    /// Whether file names must be synced, too.
+    pub names: Option<Arc<dyn Disk>>,
+}
+
+impl FlushJob {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.names.is_none()
+    }
+
+    /// Syncs; blocks.
+    pub fn run(&self) -> io::Result<()> {
+        self.files.iter().try_for_each(|file| file.sync())?;
+        self.names.as_ref().map_or(Ok(()), |disk| disk.sync_names())
+    }
+}
+
+impl Stream {
+    /// An empty stream.
+    pub fn new(volume: VolumeId) -> Self {
+        Self {
+            volume,
+            sequence: 0,
+            previous_crc: 0,
+            open: None,
+            unsynced: Vec::new(),
+            unsynced_names: None,
+            writeback_from: 0,
+        }
+    }
+
+    /// Appends one batch of `records` and their `data` blocks (any slicing, whole blocks in total);
+    /// returns where the first data block is.
+    #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+    pub fn append(
+        &mut self,
+        segments: &mut Segments,
+        cache: &mut PageCache,
+        epoch: u64,
+        first_lsn: Lsn,
+        records: Vec<Record>,
+        data: &[IoSlice<'_>],
+        crcs: Vec<u32>,
+    ) -> Result<SlotAddr> {
+        let need = 1 + crcs.len() as u32;
+        if self.open.as_ref().is_some_and(|open| open.next_slot + need > END_SLOT) {
+            self.seal(segments, cache, first_lsn)?;
+        }
+        let fresh = self.open.is_none();
+        if fresh {
+            self.open_segment(segments, first_lsn)?;
+        }
+        let open = self.open.as_mut().expect("just opened");
+        let addr = SlotAddr::new(open.id, open.next_slot);
+        let last_lsn = Lsn(first_lsn.0 + records.len() as u64);
+        let batch =
+            Batch { volume: self.volume, epoch, addr, first_lsn, previous_crc: self.previous_crc, records, crcs };
+        let (block, crc) = batch.encode();
+        let mut slices = Vec::with_capacity(data.len() + 2);
+        let segment_header;
+        let mut offset = u64::from(open.next_slot) * BLOCK_U64;
+        if open.next_slot == FIRST_SLOT {
+            segment_header = SegmentHeader {
+                pool: segments.pool,
+                segment: open.id,
+                kind: SegmentKind::Log,
+                volume: self.volume,
+                sequence: self.sequence,
+                previous_crc: self.previous_crc,
+                layout: Layout::Full,
+            }
+            .encode();
+            slices.push(IoSlice::new(&segment_header));
+            offset = 0;
+        }
+        slices.push(IoSlice::new(&block));
+        slices.extend_from_slice(data);
+        open.file.write_at(&slices, offset).map_err(|e| Error::io("writing the log", e))?;
+        open.next_slot += need;
+        self.previous_crc = crc;
+        let crcs = segments.open_crcs.entry(open.id).or_default();
+        crcs.resize(addr.slot() as usize + 1, 0);
+        crcs.extend_from_slice(&batch.crcs);
+        let file = open.file.clone();
+        let (id, used) = (open.id, open.next_slot);
+        if let Some(account) = segments.table.get_mut(id) {
+            account.used = used;
+            account.stored = used;
+        }
+        self.touch(file, last_lsn);
+        Ok(SlotAddr::new(addr.segment(), addr.slot() + 1))
+    }
+
+    fn open_segment(&mut self, segments: &mut Segments, lsn: Lsn) -> Result<()> {
+        let (id, file, names_changed) = segments.take()?;
+        segments.table.insert(id, Segment::new(SegmentKind::Log, self.volume));
+        segments.open_crcs.insert(id, Vec::new());
+        if names_changed {
+            self.unsynced_names = Some(lsn);
+        }
+        self.sequence += 1;
+        self.writeback_from = 0;
+        self.open = Some(OpenSegment { id, file, next_slot: FIRST_SLOT });
+        Ok(())
+    }
+
+    /// Says that `file` holds bytes that may not be durable.
+    pub fn mark_unsynced(&mut self, file: Arc<dyn File>, lsn: Lsn) {
+        self.unsynced_names = Some(lsn);
+        self.touch(file, lsn);
+    }
+
+    fn touch(&mut self, file: Arc<dyn File>, lsn: Lsn) {
+        match self.unsynced.last_mut() {
+            Some((last, at)) if Arc::ptr_eq(last, &file) => *at = lsn,
+            _ => self.unsynced.push((file, lsn)),
+        }
+    }
+
+    /// Writes the open segment's directory and closes it for appending. `next_lsn` is that of the
+    /// next change: a flush begun earlier does not cover the directory.
+    pub fn seal(&mut self, segments: &mut Segments, cache: &mut PageCache, next_lsn: Lsn) -> Result<()> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let crcs = segments.open_crcs.get(&open.id).map_or(&[][..], Vec::as_slice);
+        write_directory(&*open.file, open.id, crcs, cache)?;
+        let (id, file) = (open.id, open.file.clone());
+        segments.open_crcs.remove(&id);
+        if let Some(account) = segments.table.get_mut(id) {
+            account.sealed = true;
+        }
+        self.touch(file, Lsn(next_lsn.0 + 1));
+        self.open = None;
+        Ok(())
+    }
+
+    /// What a flush of everything appended before `upto` has to sync.
+    pub fn flush_job(&self, upto: Lsn, disk: &Arc<dyn Disk>) -> FlushJob {
+        FlushJob {
+            upto,
+            volume: self.volume,
+            files: self.unsynced.iter().map(|(file, _)| file.clone()).collect(),
+            names: self.unsynced_names.map(|_| disk.clone()),
+        }
+    }
+
+    /// A flush job succeeded: what it covered is clean, unless written again since.
+    pub fn flushed(&mut self, upto: Lsn) {
+        self.unsynced.retain(|(_, lsn)| *lsn > upto);
+        if self.unsynced_names.is_some_and(|lsn| lsn < upto) {
+            self.unsynced_names = None;
+        }
+    }
+
+    /// Log bytes worth starting write-back for, once there are enough.
+    pub fn take_writeback(&mut self) -> Option<(Arc<dyn File>, u64, u64)> {
+        let open = self.open.as_ref()?;
+        let end = u64::from(open.next_slot) * BLOCK_U64;
+        let from = self.writeback_from;
+        if end < from + WRITEBACK_BYTES {
+            return None;
+        }
+        self.writeback_from = end;
+        Some((open.file.clone(), from, end - from))
+    }
+}
+
+/// Writes the directory pages of a full segment and hands them to the cache.
+pub fn write_directory(file: &dyn File, id: SegmentId, crcs: &[u32], cache: &mut PageCache) -> Result<()> {
+    let mut chunks = crcs.chunks(CRCS_PER_PAGE as usize);
+    let mut all = Vec::with_capacity(DIRECTORY_PAGES as usize * BLOCK);
+    for page in 0..DIRECTORY_PAGES {
+        let bytes = encode_directory_page(id, page, chunks.next().unwrap_or_default());
+        let mut frame = Box::new([0; BLOCK]);
+        frame.copy_from_slice(&bytes);
+        cache.put(SlotAddr::new(id, END_SLOT + page), frame);
+        all.extend_from_slice(&bytes);
+    }
+    let written = file.write_at(&[IoSlice::new(&all)], directory_offset(false, 0));
+    written.map_err(|e| Error::io(format!("writing the directory of segment {}", id.0), e))
+}

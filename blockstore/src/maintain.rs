@@ -1,0 +1,144 @@
+//! Background work in small pieces: reaping, cleaning, preparing segments.
+
+use crate::anchor::Victim;
+use crate::checkpoint::reap_step;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::Record;
+use crate::pool::Pool;
+use crate::space::{compact, segment_name};
+use crate::types::{SegmentId, VolumeId};
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+const RESERVE_NAME: &str = "reserve";
+/// Bytes kept aside so that trims, deletions and anchors work on a full disk.
+const RESERVE_BYTES: u64 = 16 << 20;
+
+/// One file to clean; runs on any thread.
+pub struct CleanJob {
+    victim: Victim,
+    disk: Arc<dyn Disk>,
+}
+
+impl CleanJob {
+    /// Removes or packs the file; blocks. Returns the slots a packed file keeps.
+    pub fn run(&self) -> Result<u32> {
+        match &self.victim {
+            Victim::Remove(id) => match self.disk.remove(&segment_name(*id)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing a dead segment", e)),
+                _ => Ok(0),
+            },
+            Victim::Pack(job) => compact(job),
+        }
+    }
+
+    fn id(&self) -> SegmentId {
+        match &self.victim {
+            Victim::Remove(id) => *id,
+            Victim::Pack(job) => job.id,
+        }
+    }
+}
+
+/// A prepared segment file: space is allocated and written once, so that a later sync has data to
+/// write and no metadata. Runs on any thread.
+pub fn prepare_segment(disk: &Arc<dyn Disk>, id: SegmentId) -> io::Result<Arc<dyn crate::disk::File>> {
+    static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+    let file = disk.create(&segment_name(id))?;
+    let bytes = u64::from(crate::limits::SEGMENT_SLOTS) * crate::limits::BLOCK_U64;
+    let filled = file
+        .allocate(bytes)
+        .and_then(|()| (0..bytes).step_by(ZEROES.len()).try_for_each(|at| file.write_at(&[IoSlice::new(&ZEROES)], at)));
+    if let Err(e) = filled.and_then(|()| file.sync()).and_then(|()| disk.sync_names()) {
+        let _ = disk.remove(&segment_name(id));
+        return Err(e);
+    }
+    Ok(file)
+}
+
+impl Pool {
+    /// Gives back blocks of what was deleted; `false` when there is nothing to do.
+    pub fn reap(&mut self, steps: usize) -> Result<bool> {
+        if self.roots.ghosts().is_empty() || self.poisoned.is_some() {
+            return Ok(false);
+        }
+        reap_step(&mut self.roots, &mut self.map, &mut self.segments, steps)
+    }
+
+    /// The next file to clean, if the newest anchor allows one.
+    pub fn clean_job(&mut self) -> Option<CleanJob> {
+        if self.anchors.cleaning || self.anchors.running {
+            return None;
+        }
+        let victim = self.anchors.victims.pop()?;
+        self.anchors.cleaning = true;
+        Some(CleanJob { victim, disk: self.disk.clone() })
+    }
+
+    /// Takes note of a cleaning job's outcome.
+    pub fn cleaned(&mut self, job: CleanJob, outcome: Result<u32>) -> Result<()> {
+        self.anchors.cleaning = false;
+        let kept = outcome?;
+        let id = job.id();
+        self.segments.forget(id);
+        match job.victim {
+            Victim::Remove(_) => self.segments.table.remove(id),
+            Victim::Pack(_) => {
+                if let Some(segment) = self.segments.table.get_mut(id) {
+                    segment.stored = kept + crate::limits::DIRECTORY_PAGES + 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All background work there is, here and now.
+    pub fn maintain(&mut self) -> Result<()> {
+        while self.reap(1 << 10)? {}
+        for _ in 0..2 {
+            self.anchor(true)?;
+            while let Some(job) = self.clean_job() {
+                let outcome = job.run();
+                self.cleaned(job, outcome)?;
+            }
+        }
+        self.keep_reserve();
+        Ok(())
+    }
+
+    /// How many prepared segments are missing from `target`.
+    pub fn spares_wanted(&mut self, target: usize) -> Result<Option<SegmentId>> {
+        if self.segments.spares.len() >= target || self.poisoned.is_some() {
+            return Ok(None);
+        }
+        self.segments.reserve_id().map(Some)
+    }
+
+    /// Hands over a prepared segment.
+    pub fn add_spare(&mut self, id: SegmentId, file: Arc<dyn crate::disk::File>) {
+        self.segments.spares.push((id, file));
+    }
+
+    /// Makes sure that the reserve exists; a full disk is no error.
+    pub fn keep_reserve(&mut self) {
+        let missing = || self.disk.list(RESERVE_NAME).map(|names| names.is_empty()).unwrap_or(false);
+        if missing() {
+            let made = self.disk.create(RESERVE_NAME).and_then(|file| file.allocate(RESERVE_BYTES));
+            if made.is_err() {
+                let _ = self.disk.remove(RESERVE_NAME);
+            }
+        }
+    }
+
+    /// Logs a change that frees space: on a full disk the reserve makes room for its record.
+    pub(crate) fn log_with_reserve(&mut self, volume: VolumeId, records: Vec<Record>) -> Result<()> {
+        match self.log(volume, records.clone()) {
+            Err(e) if e.kind() == ErrorKind::NoSpace && self.poisoned.is_none() => {
+                let _ = self.disk.remove(RESERVE_NAME);
+                self.log(volume, records)
+            }
+            done => done,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Opening a pool: newest anchor, then every log's tail, merged in the order of LSNs.
+//!
+//! Invariants
+//!   * what is applied of each volume is a prefix of its log, up to the first batch that does not
+//!     verify; everything synced verifies;
+//!   * every opening has its own epoch, written into each batch, so that a batch that was dropped
+//!     once can never be taken up by a later scan;
+//!   * the first act of a recovered pool is an anchor: recovery itself can be interrupted anywhere.
+
+use crate::anchor::{read_newest, AnchorState};
+use crate::checkpoint::{Root, Roots};
+use crate::disk::{Disk, File};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::anchor::{Anchor, RootKind};
+use crate::format::segment::{SegmentHeader, SegmentKind};
+use crate::limits::BLOCK;
+use crate::log::{scan_stream, ScannedBatch, Stream, StreamEnd, TailStart};
+use crate::map::{Map, MapRoot, Ref};
+use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
+use crate::space::{segment_name, Segment, Segments};
+use crate::types::{Clock, Lsn, SegmentId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// What opening did.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    /// Batches replayed.
+    pub batches: usize,
+    /// Changes replayed.
+    pub records: usize,
+    /// Bytes of data verified in the tails.
+    pub bytes: u64,
+    /// What was found behind the last good batch of a log, or not applied, and why.
+    pub dropped: Vec<String>,
+}
+
+type Candidates = HashMap<(VolumeId, u32), (SegmentId, SegmentHeader)>;
+
+impl Pool {
+    /// Opens the pool on `disk`. The caller holds the pool's lock.
+    pub fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
+        let superblock = Self::read_superblock(&disk)?;
+        let (anchor, anchor_bytes) = read_newest(&disk)?;
+        if anchor.pool != superblock.pool {
+            return Err(Error::corrupt("the anchor belongs to another pool: were files copied between pools?"));
+        }
+        let mut report = RecoveryReport::default();
+        let (candidates, strangers) = find_candidates(&disk, &anchor)?;
+        let starts = tail_starts(&anchor, &candidates);
+        let mut pool = Self::from_anchor(disk, clock, options, anchor, anchor_bytes)?;
+        let mut batches = Vec::new();
+        let mut ends = Vec::new();
+        for start in starts {
+            let open = |id| pool.segments.file(id);
+            ends.push((start.volume, scan_stream(start, &candidates, &open, &mut batches)?));
+        }
+        pool.adopt_segments(&ends);
+        pool.replay(batches, &mut report)?;
+        for (volume, end) in ends {
+            report.dropped.extend(end.stopped.iter().map(|why| format!("log of volume {}: {why}", volume.0)));
+            pool.adopt_stream(volume, end)?;
+        }
+        pool.anchor(false)?;
+        for id in strangers {
+            if pool.segments.table.get(id).is_none() {
+                let _ = pool.disk.remove(&segment_name(id));
+            }
+        }
+        pool.keep_reserve();
+        Ok((pool, report))
+    }
+
+    fn from_anchor(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        options: PoolOptions,
+        anchor: Anchor,
+        bytes: u64,
+    ) -> Result<Self> {
+        let mut segments = Segments::new(disk.clone(), anchor.pool);
+        segments.next_id = anchor.next_segment;
+        for s in anchor.segments {
+            let live = s.bits.iter().map(|w| w.count_ones()).sum();
+            let segment = Segment {
+                kind: s.kind,
+                volume: s.volume,
+                sealed: s.sealed,
+                settled: s.sealed,
+                used: s.used,
+                live,
+                bits: s.bits,
+                nodes: s.nodes,
+                stored: s.stored,
+            };
+            segments.table.insert(s.id, segment);
+        }
+        let mut roots = Roots::default();
+        let mut checkpoints: HashMap<VolumeId, BTreeMap<_, _>> = HashMap::new();
+        let mut entries = Vec::new();
+        for r in anchor.roots {
+            if let RootKind::Checkpoint { name, .. } = &r.kind {
+                checkpoints.entry(r.volume).or_default().insert(*name, r.id);
+            }
+            let map = MapRoot { top: Ref::from_bits(r.top), level: r.level };
+            let root =
+                Root { volume: r.volume, map, size: r.size, parent: r.parent, children: Vec::new(), kind: r.kind };
+            entries.push((r.id, root));
+        }
+        if !roots.load(entries, anchor.next_root) {
+            return Err(Error::corrupt("the anchor names a parent that does not exist"));
+        }
+        let mut pool = Self {
+            disk,
+            clock,
+            options,
+            pool_id: anchor.pool,
+            segments,
+            map: Map::new(options.map_cache),
+            roots,
+            volumes: BTreeMap::new(),
+            names: HashMap::new(),
+            streams: HashMap::new(),
+            epoch: anchor.epoch + 1,
+            next_lsn: anchor.next_lsn,
+            next_volume: anchor.next_volume,
+            anchors: AnchorState::new(anchor.sequence),
+            poisoned: None,
+            map_open: None,
+            counts: HashMap::new(),
+        };
+        pool.anchors.bytes = bytes;
+        pool.anchors.live_blocks = pool.segments.table.live_blocks;
+        for v in anchor.volumes {
+            if pool.roots.find(v.head).is_none() {
+                return Err(Error::corrupt(format!("the anchor has no head for volume {:?}", v.name)));
+            }
+            pool.names.insert(v.name.clone(), v.id);
+            let volume = Volume {
+                name: v.name,
+                created_us: v.created_us,
+                head: v.head,
+                checkpoints: checkpoints.remove(&v.id).unwrap_or_default(),
+                next_checkpoint: v.next_checkpoint,
+                next_auto: v.next_auto,
+            };
+            pool.volumes.insert(v.id, volume);
+        }
+        if let Some((id, slot)) = anchor.map_tail {
+            pool.map_open = Some((id, pool.segments.file(id)?, slot));
+        }
+        Ok(pool)
+    }
+
+    /// Accounts for the segments that the tails run through, before their records are applied.
+    fn adopt_segments(&mut self, ends: &[(VolumeId, StreamEnd)]) {
+        for (volume, end) in ends {
+            for (id, _, used, crcs) in &end.segments {
+                if self.segments.table.get(*id).is_none() {
+                    self.segments.table.insert(*id, Segment::new(SegmentKind::Log, *volume));
+                }
+                if let Some(segment) = self.segments.table.get_mut(*id) {
+                    segment.used = *used;
+                    segment.stored = *used;
+                }
+                self.segments.open_crcs.insert(*id, crcs.clone());
+                self.segments.next_id = self.segments.next_id.max(id.0 + 1);
+            }
+        }
+    }
+
+    fn replay(&mut self, mut batches: Vec<ScannedBatch>, report: &mut RecoveryReport) -> Result<()> {
+        batches.sort_by_key(|scanned| scanned.batch.first_lsn);
+        for ScannedBatch { batch, data } in batches {
+            report.batches += 1;
+            report.bytes += (batch.crcs.len() * BLOCK) as u64;
+            let (mut lsn, mut addr) = (batch.first_lsn, data);
+            let known = batch.volume == POOL_STREAM || self.volumes.contains_key(&batch.volume);
+            if !known {
+                report.dropped.push(format!("a batch of volume {}, which does not exist (any more)", batch.volume.0));
+            }
+            for record in batch.records.iter().filter(|_| known) {
+                self.next_lsn = self.next_lsn.max(Lsn(lsn.0 + 1));
+                self.apply(batch.volume, lsn, record, addr)?;
+                addr = crate::types::SlotAddr(addr.0 + record.data_blocks());
+                lsn = Lsn(lsn.0 + 1);
+                report.records += 1;
+            }
+            self.next_lsn = self.next_lsn.max(Lsn(batch.first_lsn.0 + batch.records.len() as u64));
+        }
+        Ok(())
+    }
+
+    /// Continues a stream where its good part ends; all its segments but the last are sealed.
+    fn adopt_stream(&mut self, volume: VolumeId, end: StreamEnd) -> Result<()> {
+        let mut stream = Stream::new(volume);
+        stream.sequence = end.sequence;
+        stream.previous_crc = end.previous_crc;
+        let lsn = self.next_lsn;
+        for (id, file, used, _) in end.segments {
+            stream.seal(&mut self.segments, self.map.cache(), lsn)?;
+            stream.resume(id, file, used, lsn);
+        }
+        self.streams.insert(volume, stream);
+        if volume != POOL_STREAM && !self.volumes.contains_key(&volume) {
+            self.retire_stream(volume)?;
+        }
+        Ok(())
+    }
+}
+
+/// Segment files that the anchor does not know: those with a log header by their place in their
+/// stream, and all of them as possible left-overs.
+fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates, Vec<SegmentId>)> {
+    let wrap = |e| Error::io("looking for segments", e);
+    let known: BTreeSet<SegmentId> = anchor.segments.iter().map(|s| s.id).collect();
+    let (mut candidates, mut strangers) = (Candidates::new(), Vec::new());
+    for name in disk.list("seg-").map_err(wrap)? {
+        let Ok(number) = u32::from_str_radix(&name["seg-".len()..], 16) else { continue };
+        let id = SegmentId(number);
+        if known.contains(&id) {
+            continue;
+        }
+        strangers.push(id);
+        let mut block = [0; BLOCK];
+        if disk.open(&name).and_then(|file| file.read_at(&mut block, 0)).is_err() {
+            continue;
+        }
+        match SegmentHeader::decode(&block) {
+            Ok(Some(header))
+                if header.pool == anchor.pool && header.segment == id && header.kind == SegmentKind::Log =>
+            {
+                candidates.insert((header.volume, header.sequence), (id, header));
+            }
+            Err(e) if e.kind() == ErrorKind::Invalid => return Err(e),
+            _ => {}
+        }
+    }
+    for name in disk.list("tmp-").map_err(wrap)? {
+        let _ = disk.remove(&name);
+    }
+    Ok((candidates, strangers))
+}
+
+/// Where each stream's tail begins: as the anchor says, or at its first segment.
+fn tail_starts(anchor: &Anchor, candidates: &Candidates) -> Vec<TailStart> {
+    let mut starts: BTreeMap<VolumeId, TailStart> = BTreeMap::new();
+    for s in &anchor.streams {
+        let start = TailStart { volume: s.volume, sequence: s.sequence, open: s.open, previous_crc: s.previous_crc };
+        starts.insert(s.volume, start);
+    }
+    for (volume, sequence) in candidates.keys() {
+        if *sequence == 1 {
+            let start = TailStart { volume: *volume, sequence: 0, open: None, previous_crc: 0 };
+            starts.entry(*volume).or_insert(start);
+        }
+    }
+    starts.into_values().collect()
+}
+
+impl Stream {
+    /// Takes up appending to a segment that recovery found, whose bytes may not be durable yet.
+    fn resume(&mut self, id: SegmentId, file: Arc<dyn File>, next_slot: u32, lsn: Lsn) {
+        self.open = Some(crate::log::OpenSegment { id, file: file.clone(), next_slot });
+        self.mark_unsynced(file, lsn);
+    }
+}

@@ -1,0 +1,94 @@
+//! Packing: rewriting a segment's file with only its live slots.
+//!
+//! Addresses do not change, so no map is touched, however many checkpoints and forks share the
+//! segment; the old file is replaced by one rename, so a crash leaves either, and both serve.
+
+use super::files::segment_name;
+use crate::disk::{Disk, File};
+use crate::error::{Error, Result};
+use crate::format::segment::{
+    directory_offset, Bitmap, Layout, SegmentHeader, SegmentKind, BITMAP_WORDS, PACKED_DATA_OFFSET,
+};
+use crate::limits::{BLOCK, BLOCK_U64, DIRECTORY_PAGES};
+use crate::types::SegmentId;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+/// What to pack. Owns everything it needs, so that it can run on another thread.
+pub struct CompactJob {
+    /// The segment.
+    pub id: SegmentId,
+    /// Slots to keep: all that live (more may have died since).
+    pub keep: Box<Bitmap>,
+    /// The pool's folder.
+    pub disk: Arc<dyn Disk>,
+}
+
+/// Packs one segment; returns the number of slots kept.
+pub fn compact(job: &CompactJob) -> Result<u32> {
+    let name = segment_name(job.id);
+    let wrap = |e| Error::io(format!("packing segment {}", job.id.0), e);
+    let old = job.disk.open(&name).map_err(wrap)?;
+    let mut block = vec![0; BLOCK];
+    old.read_at(&mut block, 0).map_err(wrap)?;
+    let header =
+        SegmentHeader::decode(&block)?.ok_or_else(|| Error::corrupt(format!("{name} has no segment header")))?;
+    let temporary = format!("tmp-{name}");
+    let _ = job.disk.remove(&temporary);
+    let new = job.disk.create(&temporary).map_err(wrap)?;
+    let packed = matches!(header.layout, Layout::Packed(_));
+    if header.kind == SegmentKind::Log {
+        for page in 0..DIRECTORY_PAGES {
+            old.read_at(&mut block, directory_offset(packed, page)).map_err(wrap)?;
+            new.write_at(&[IoSlice::new(&block)], directory_offset(true, page)).map_err(wrap)?;
+        }
+    }
+    let kept = copy_slots(&header.layout, &job.keep, &*old, &*new).map_err(wrap)?;
+    let header = SegmentHeader { layout: Layout::Packed(job.keep.clone()), ..header };
+    new.write_at(&[IoSlice::new(&header.encode())], 0).map_err(wrap)?;
+    new.sync().map_err(wrap)?;
+    job.disk.rename(&temporary, &name).map_err(wrap)?;
+    job.disk.sync_names().map_err(wrap)?;
+    Ok(kept)
+}
+
+fn copy_slots(layout: &Layout, keep: &Bitmap, old: &dyn File, new: &dyn File) -> std::io::Result<u32> {
+    let mut stored = [0u64; BITMAP_WORDS];
+    match layout {
+        Layout::Full => stored.fill(u64::MAX),
+        Layout::Packed(bitmap) => stored.copy_from_slice(&bitmap[..]),
+    }
+    let base = if matches!(layout, Layout::Full) { 0 } else { PACKED_DATA_OFFSET };
+    let (mut from, mut kept) = (base, 0u32);
+    let mut run: Option<(u64, Vec<u8>)> = None;
+    let mut to = PACKED_DATA_OFFSET;
+    let flush = |run: &mut Option<(u64, Vec<u8>)>, to: &mut u64| -> std::io::Result<()> {
+        if let Some((at, mut buf)) = run.take() {
+            old.read_at(&mut buf, at)?;
+            new.write_at(&[IoSlice::new(&buf)], *to)?;
+            *to += buf.len() as u64;
+        }
+        Ok(())
+    };
+    for slot in 0..BITMAP_WORDS * 64 {
+        let bit = |map: &Bitmap| map[slot / 64] >> (slot % 64) & 1 == 1;
+        if !bit(&stored) {
+            continue;
+        }
+        if bit(keep) {
+            kept += 1;
+            match &mut run {
+                Some((at, buf)) if *at + buf.len() as u64 == from && buf.len() < 1 << 20 => {
+                    buf.resize(buf.len() + BLOCK, 0);
+                }
+                _ => {
+                    flush(&mut run, &mut to)?;
+                    run = Some((from, vec![0; BLOCK]));
+                }
+            }
+        }
+        from += BLOCK_U64;
+    }
+    flush(&mut run, &mut to)?;
+    Ok(kept)
+}

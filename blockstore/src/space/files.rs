@@ -1,0 +1,165 @@
+//! Segment files: names, open handles, and reading slots with their checksums verified.
+
+use super::table::SegmentTable;
+use crate::disk::{Disk, File};
+use crate::error::{Error, Result};
+use crate::format::page;
+use crate::format::segment::{
+    directory_crc, directory_offset, directory_place, verify_directory_page, Bitmap, Layout, SegmentHeader,
+    PACKED_DATA_OFFSET,
+};
+use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, SEGMENT_HANDLES_MAX};
+use crate::map::{PageCache, PageSource};
+use crate::types::{SegmentId, SlotAddr};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// File name of a segment.
+pub fn segment_name(id: SegmentId) -> String {
+    format!("seg-{:08x}", id.0)
+}
+
+#[derive(Clone)]
+struct Handle {
+    file: Arc<dyn File>,
+    packed: Option<Arc<Bitmap>>,
+}
+
+impl Handle {
+    fn offset(&self, slot: u32) -> Option<u64> {
+        let Some(bitmap) = &self.packed else { return Some(u64::from(slot) * BLOCK_U64) };
+        let (word, bit) = (slot as usize / 64, slot % 64);
+        if bitmap[word] >> bit & 1 == 0 {
+            return None;
+        }
+        let before: u32 = bitmap[..word].iter().map(|w| w.count_ones()).sum();
+        let rank = before + (bitmap[word] & ((1u64 << bit) - 1)).count_ones();
+        Some(PACKED_DATA_OFFSET + u64::from(rank) * BLOCK_U64)
+    }
+}
+
+/// The segments of a pool: table, files, and the checksums of those still being written.
+pub struct Segments {
+    /// Where the files are.
+    pub disk: Arc<dyn Disk>,
+    /// Which pool they belong to.
+    pub pool: [u8; 16],
+    /// Accounts.
+    pub table: SegmentTable,
+    /// Checksums by slot of segments without a directory yet.
+    pub open_crcs: HashMap<SegmentId, Vec<u32>>,
+    /// The next segment number.
+    pub next_id: u32,
+    /// Prepared files, ready to take over.
+    pub spares: Vec<(SegmentId, Arc<dyn File>)>,
+    handles: RefCell<HashMap<SegmentId, Handle>>,
+}
+
+impl Segments {
+    /// No segments yet.
+    pub fn new(disk: Arc<dyn Disk>, pool: [u8; 16]) -> Self {
+        let table = SegmentTable::default();
+        let handles = RefCell::default();
+        Self { disk, pool, table, open_crcs: HashMap::new(), next_id: 1, spares: Vec::new(), handles }
+    }
+
+    /// A file for a new segment: a spare, or one made now (then names must be synced: `true`).
+    pub fn take(&mut self) -> Result<(SegmentId, Arc<dyn File>, bool)> {
+        if let Some((id, file)) = self.spares.pop() {
+            self.remember(id, file.clone(), None);
+            return Ok((id, file, false));
+        }
+        let id = self.reserve_id()?;
+        let file = self.disk.create(&segment_name(id)).map_err(|e| Error::io("creating a segment", e))?;
+        self.remember(id, file.clone(), None);
+        Ok((id, file, true))
+    }
+
+    /// A number for a segment that somebody else prepares.
+    pub fn reserve_id(&mut self) -> Result<SegmentId> {
+        let id = self.next_id;
+        if id >> crate::limits::SEGMENT_BITS != 0 {
+            return Err(Error::new(crate::error::ErrorKind::NoSpace, "the pool has used up all segment numbers"));
+        }
+        self.next_id += 1;
+        Ok(SegmentId(id))
+    }
+
+    fn remember(&self, id: SegmentId, file: Arc<dyn File>, packed: Option<Arc<Bitmap>>) {
+        let mut handles = self.handles.borrow_mut();
+        if handles.len() >= SEGMENT_HANDLES_MAX {
+            let victim = handles.keys().find(|id| !self.open_crcs.contains_key(id)).copied();
+            victim.map(|id| handles.remove(&id));
+        }
+        handles.insert(id, Handle { file, packed });
+    }
+
+    /// Drops the handle: the file was replaced or removed.
+    pub fn forget(&self, id: SegmentId) {
+        self.handles.borrow_mut().remove(&id);
+    }
+
+    fn handle(&self, id: SegmentId) -> Result<Handle> {
+        if let Some(handle) = self.handles.borrow().get(&id) {
+            return Ok(handle.clone());
+        }
+        let lost = |e| Error::io(format!("opening segment {}", id.0), e);
+        let file = self.disk.open(&segment_name(id)).map_err(lost)?;
+        let mut block = [0; BLOCK];
+        file.read_at(&mut block, 0).map_err(lost)?;
+        let packed = match SegmentHeader::decode(&block)? {
+            Some(h) if h.segment == id && h.pool == self.pool => match h.layout {
+                Layout::Full => None,
+                Layout::Packed(bitmap) => Some(Arc::from(bitmap)),
+            },
+            _ => return Err(Error::corrupt(format!("{} does not hold segment {}", segment_name(id), id.0))),
+        };
+        self.remember(id, file.clone(), packed.clone());
+        Ok(Handle { file, packed })
+    }
+
+    /// The file of a segment.
+    pub fn file(&self, id: SegmentId) -> Result<Arc<dyn File>> {
+        Ok(self.handle(id)?.file)
+    }
+
+    /// Fills `buf` with whole blocks from consecutive slots at `addr`; checksums are not verified
+    /// here (see [`Segments::crc`]).
+    pub fn read_slots(&self, addr: SlotAddr, buf: &mut [u8]) -> Result<()> {
+        let handle = self.handle(addr.segment())?;
+        let offset = handle
+            .offset(addr.slot())
+            .ok_or_else(|| Error::corrupt(format!("{addr} was dropped by the cleaner although it is in use")))?;
+        handle.file.read_at(buf, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
+    }
+
+    /// The recorded checksum of a data slot.
+    pub fn crc(&self, addr: SlotAddr, cache: &mut PageCache) -> Result<u32> {
+        let missing = || Error::corrupt(format!("no checksum is recorded for {addr}"));
+        if let Some(crcs) = self.open_crcs.get(&addr.segment()) {
+            return crcs.get(addr.slot() as usize).copied().ok_or_else(missing);
+        }
+        let (page, place) = directory_place(addr.slot());
+        let page = cache.get(SlotAddr::new(addr.segment(), END_SLOT + page), self)?;
+        directory_crc(page, place).ok_or_else(missing)
+    }
+}
+
+impl PageSource for Segments {
+    fn load(&self, addr: SlotAddr) -> Result<Box<[u8; BLOCK]>> {
+        let mut block = Box::new([0; BLOCK]);
+        if addr.slot() >= END_SLOT {
+            let handle = self.handle(addr.segment())?;
+            let index = addr.slot() - END_SLOT;
+            let offset = directory_offset(handle.packed.is_some(), index);
+            let read = handle.file.read_at(&mut block[..], offset);
+            read.map_err(|e| Error::io(format!("reading the directory of segment {}", addr.segment().0), e))?;
+            verify_directory_page(&block[..], addr.segment(), index)?;
+        } else {
+            self.read_slots(addr, &mut block[..])?;
+            page::verify(&block[..], addr)?;
+        }
+        Ok(block)
+    }
+}

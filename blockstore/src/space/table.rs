@@ -1,0 +1,147 @@
+//! The segment table: one bit per live slot.
+//!
+//! Invariants
+//!   * a data slot's bit is set exactly while some root maps a block to it; `cairn check`
+//!     recomputes this by walking every root;
+//!   * a map slot's node count is the number of its nodes that some root reaches; its bit is set
+//!     exactly while the count is not zero;
+//!   * addresses are never reused, so a dead slot stays dead.
+
+use crate::format::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
+use crate::limits::SEGMENT_SLOTS;
+use crate::types::{SegmentId, SlotAddr, VolumeId};
+use std::collections::BTreeMap;
+
+/// One segment's account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Log or map.
+    pub kind: SegmentKind,
+    /// Whose stream it belongs to.
+    pub volume: VolumeId,
+    /// Nothing more is appended.
+    pub sealed: bool,
+    /// A durable anchor says that it is sealed: recovery will not scan it, so the cleaner may have it.
+    pub settled: bool,
+    /// Slots used so far, dead ones and headers included.
+    pub used: u32,
+    /// Live slots.
+    pub live: u32,
+    /// Which.
+    pub bits: Box<Bitmap>,
+    /// Map segments: live nodes per slot.
+    pub nodes: Option<Box<[u8; SEGMENT_SLOTS as usize]>>,
+    /// Slots the file holds: `used`, or fewer once packed.
+    pub stored: u32,
+}
+
+impl Segment {
+    /// An empty segment.
+    pub fn new(kind: SegmentKind, volume: VolumeId) -> Self {
+        let nodes = (kind == SegmentKind::Map).then(|| Box::new([0; SEGMENT_SLOTS as usize]));
+        let bits = Box::new([0; BITMAP_WORDS]);
+        Self { kind, volume, sealed: false, settled: false, used: 0, live: 0, bits, nodes, stored: 0 }
+    }
+
+    /// Whether `slot` lives.
+    pub fn is_live(&self, slot: u32) -> bool {
+        self.bits[slot as usize / 64] >> (slot % 64) & 1 == 1
+    }
+
+    fn set(&mut self, slot: u32, live: bool) -> bool {
+        let (word, bit) = (&mut self.bits[slot as usize / 64], 1u64 << (slot % 64));
+        let before = *word & bit != 0;
+        if before != live {
+            *word ^= bit;
+            self.live = if live { self.live + 1 } else { self.live - 1 };
+        }
+        before
+    }
+}
+
+/// All segments of a pool.
+#[derive(Default)]
+pub struct SegmentTable {
+    segments: BTreeMap<SegmentId, Segment>,
+    /// Live data slots of the pool.
+    pub live_blocks: u64,
+    /// Releases of something already dead: must stay 0; a check reports it.
+    pub double_releases: u64,
+}
+
+impl SegmentTable {
+    /// Adds a segment.
+    pub fn insert(&mut self, id: SegmentId, segment: Segment) {
+        if segment.kind == SegmentKind::Log {
+            self.live_blocks += u64::from(segment.live);
+        }
+        self.segments.insert(id, segment);
+    }
+
+    /// Forgets a segment that holds nothing live.
+    pub fn remove(&mut self, id: SegmentId) {
+        self.segments.remove(&id);
+    }
+
+    /// The account of `id`.
+    pub fn get(&self, id: SegmentId) -> Option<&Segment> {
+        self.segments.get(&id)
+    }
+
+    /// The account of `id`, for changing.
+    pub fn get_mut(&mut self, id: SegmentId) -> Option<&mut Segment> {
+        self.segments.get_mut(&id)
+    }
+
+    /// All of them, by number.
+    pub fn iter(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
+        self.segments.iter().map(|(id, s)| (*id, s))
+    }
+
+    /// `count` data slots from `first` came to life.
+    pub fn mark_live(&mut self, first: SlotAddr, count: u64) {
+        let segment = self.segments.get_mut(&first.segment()).expect("the log has just written this segment");
+        for slot in first.slot()..first.slot() + count as u32 {
+            if !segment.set(slot, true) {
+                self.live_blocks += 1;
+            }
+        }
+    }
+
+    /// A data slot died.
+    pub fn release(&mut self, addr: SlotAddr) {
+        let was_live = self.segments.get_mut(&addr.segment()).is_some_and(|segment| segment.set(addr.slot(), false));
+        if was_live {
+            self.live_blocks -= 1;
+        } else {
+            self.double_releases += 1;
+        }
+    }
+
+    /// A map page with `nodes` nodes was written.
+    pub fn add_nodes(&mut self, addr: SlotAddr, nodes: usize) {
+        let segment = self.segments.get_mut(&addr.segment()).expect("the sink has just written this segment");
+        segment.set(addr.slot(), nodes > 0);
+        if let Some(counts) = &mut segment.nodes {
+            counts[addr.slot() as usize] = nodes as u8;
+        }
+    }
+
+    /// One node of a map page died.
+    pub fn release_node(&mut self, addr: SlotAddr) {
+        let Some(segment) = self.segments.get_mut(&addr.segment()) else {
+            self.double_releases += 1;
+            return;
+        };
+        let count = segment.nodes.as_mut().map(|counts| &mut counts[addr.slot() as usize]);
+        match count {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                if *count == 0 {
+                    segment.set(addr.slot(), false);
+                }
+            }
+            _ => self.double_releases += 1,
+        }
+    }
+}

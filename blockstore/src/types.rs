@@ -1,0 +1,86 @@
+//! Newtypes for the store's identifiers and addresses, so that none can stand for another.
+
+use crate::limits::{SEGMENT_BITS, SLOT_BITS};
+use std::fmt;
+
+/// A volume's number in its pool; never reused. 0 is the pool's own stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeId(pub u64);
+
+/// Log sequence number: the place of one change in the pool-wide order of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+/// A segment's number; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u32);
+
+/// A root's number: a head, a checkpoint, or a ghost on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootId(pub u64);
+
+/// A block's place: segment and slot, 40 bits. It never changes while the block lives, whatever
+/// happens to the segment's file. 0 is no place (slot 0 holds the segment header).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotAddr(pub u64);
+
+impl SlotAddr {
+    /// Bits in use.
+    pub const BITS: u32 = SEGMENT_BITS + SLOT_BITS;
+
+    /// The address of `slot` in `segment`.
+    pub fn new(segment: SegmentId, slot: u32) -> Self {
+        debug_assert!(slot < 1 << SLOT_BITS);
+        Self(u64::from(segment.0) << SLOT_BITS | u64::from(slot))
+    }
+
+    /// The segment part.
+    pub fn segment(self) -> SegmentId {
+        SegmentId((self.0 >> SLOT_BITS) as u32)
+    }
+
+    /// The slot part.
+    pub fn slot(self) -> u32 {
+        (self.0 & ((1 << SLOT_BITS) - 1)) as u32
+    }
+}
+
+impl fmt::Display for SlotAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment {} slot {}", self.segment().0, self.slot())
+    }
+}
+
+/// What the store takes from its surroundings besides a disk; a simulator brings its own.
+pub trait Clock: Send + Sync {
+    /// Microseconds since 1970-01-01 UTC.
+    fn now_us(&self) -> u64;
+}
+
+/// A checkpoint's name within its volume: `v1`, `v2`, … or `auto-1`, `auto-2`, ….
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CheckpointName {
+    /// Taken by the store itself (before a restore), and pruned by it.
+    pub is_auto: bool,
+    /// Counts from 1 within its kind.
+    pub number: u32,
+}
+
+impl CheckpointName {
+    /// Parses `v7` or `auto-7`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (is_auto, digits) = match text.strip_prefix("auto-") {
+            Some(rest) => (true, rest),
+            None => (false, text.strip_prefix('v')?),
+        };
+        let canonical = !digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+        let number = digits.parse().ok()?;
+        canonical.then_some(Self { is_auto, number })
+    }
+}
+
+impl fmt::Display for CheckpointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.is_auto { "auto-" } else { "v" }, self.number)
+    }
+}
