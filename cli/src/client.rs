@@ -1,0 +1,82 @@
+//! Talking to the daemon, or being it for one command.
+
+use nbd_server::control;
+use serde_json::Value;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// Why a command failed.
+pub struct Failure {
+    kind: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of `kind`, one of the control protocol's.
+    pub fn new(kind: &str, message: impl Into<String>) -> Self {
+        Self { kind: kind.to_owned(), message: message.into() }
+    }
+
+    /// The exit code.
+    pub fn code(&self) -> u8 {
+        match self.kind.as_str() {
+            "invalid" => 2,
+            "not_found" => 3,
+            "exists" | "busy" => 4,
+            "corrupt" => 5,
+            "no_space" => 6,
+            _ => 1,
+        }
+    }
+
+    fn of(answer: &Value) -> Option<Self> {
+        let error = answer.get("error")?;
+        let field = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
+        Some(Self { kind: field("kind"), message: field("message") })
+    }
+}
+
+impl From<blockstore::Error> for Failure {
+    fn from(error: blockstore::Error) -> Self {
+        Self::of(&control::error_json(&error)).unwrap_or_else(|| Self::new("io", error.to_string()))
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new("io", error.to_string())
+    }
+}
+
+/// The daemon of the pool in `folder`, if one listens.
+pub fn connect(folder: &Path) -> Option<UnixStream> {
+    UnixStream::connect(folder.join("control.sock")).ok()
+}
+
+/// Sends one command and reads its answer.
+pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut line = String::new();
+    if BufReader::new(stream).read_line(&mut line)? == 0 {
+        return Err(Failure::new("io", "the daemon closed the connection"));
+    }
+    let answer: Value = serde_json::from_str(&line).map_err(io::Error::from)?;
+    Failure::of(&answer).map_or(Ok(answer), Err)
+}
+
+/// Carries out one command, by the daemon or on the pool itself.
+pub fn carry_out(folder: &Path, request: &Value) -> Result<Value, Failure> {
+    if let Some(mut stream) = connect(folder) {
+        return ask(&mut stream, request);
+    }
+    let create = request.get("op").and_then(Value::as_str) == Some("volume.create");
+    let (_lock, mut pool, report) = nbd_server::open_pool(folder, create, blockstore::PoolOptions::default())?;
+    report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
+    let outcome = control::handle(&mut pool, request)?;
+    if let Some(job) = outcome.job {
+        pool.finish(job)?;
+    }
+    Ok(outcome.answer)
+}

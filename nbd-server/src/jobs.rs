@@ -1,0 +1,106 @@
+//! Worker threads for what blocks. Syncs have a thread of their own, so that no flush waits behind
+//! cleaning.
+
+use blockstore::disk::{Disk, File};
+use blockstore::{prepare_segment, AnchorJob, CleanJob, FlushJob, SegmentId};
+use std::io;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::Arc;
+use std::thread;
+
+/// Work.
+pub enum Job {
+    /// Sync a log.
+    Flush(FlushJob),
+    /// Install an anchor.
+    Anchor(Box<AnchorJob>),
+    /// Remove or pack a segment file.
+    Clean(CleanJob),
+    /// Start write-back of a range.
+    WriteBack(Arc<dyn File>, u64, u64),
+    /// Prepare a segment.
+    Spare(SegmentId, Arc<dyn Disk>),
+}
+
+/// Work that is done, with its outcome.
+pub enum Done {
+    /// A log was synced.
+    Flush(FlushJob, io::Result<()>),
+    /// An anchor was installed.
+    Anchor(Box<AnchorJob>, io::Result<()>),
+    /// A segment file was cleaned.
+    Clean(CleanJob, blockstore::Result<u32>),
+    /// A segment was prepared.
+    Spare(SegmentId, io::Result<Arc<dyn File>>),
+}
+
+/// The workers and their mailboxes.
+pub struct Workers {
+    sync: Sender<Job>,
+    background: Sender<Job>,
+    write_back: Sender<Job>,
+    /// Finished work.
+    pub done: Receiver<Done>,
+}
+
+impl Workers {
+    /// Starts the threads; `wake` is called after each finished job.
+    pub fn start(wake: impl Fn() + Send + Clone + 'static) -> io::Result<Self> {
+        let (report, done) = channel();
+        let start = |name: &str| -> io::Result<Sender<Job>> {
+            let (send, receive) = channel::<Job>();
+            let (report, wake) = (report.clone(), wake.clone());
+            thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(move || {
+                for job in receive {
+                    if let Some(done) = run(job) {
+                        if report.send(done).is_err() {
+                            return;
+                        }
+                        wake();
+                    }
+                }
+            })?;
+            Ok(send)
+        };
+        Ok(Self {
+            sync: start("cairn-sync")?,
+            background: start("cairn-clean")?,
+            write_back: start("cairn-writeback")?,
+            done,
+        })
+    }
+
+    /// Hands a job to its thread.
+    pub fn submit(&self, job: Job) {
+        let to = match job {
+            Job::Flush(_) => &self.sync,
+            Job::WriteBack(..) => &self.write_back,
+            _ => &self.background,
+        };
+        // The threads end only with the process.
+        let _ = to.send(job);
+    }
+}
+
+fn run(job: Job) -> Option<Done> {
+    match job {
+        Job::Flush(job) => {
+            let outcome = job.run();
+            Some(Done::Flush(job, outcome))
+        }
+        Job::Anchor(job) => {
+            let outcome = job.run();
+            Some(Done::Anchor(job, outcome))
+        }
+        Job::Clean(job) => {
+            let outcome = job.run();
+            Some(Done::Clean(job, outcome))
+        }
+        Job::WriteBack(file, offset, len) => {
+            // A hint: a failure shows up at the next sync.
+            let _ = file.start_writeback(offset, len);
+            None
+        }
+        Job::Spare(id, disk) => Some(Done::Spare(id, prepare_segment(&disk, id))),
+    }
+}

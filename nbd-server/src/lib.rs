@@ -1,0 +1,19 @@
+//! The storage daemon: serves the volumes of one pool over NBD, and takes commands on a control
+//! socket.
+//!
+//! One thread owns the pool, every socket and the log: a request crosses no lock and no thread from
+//! the bytes of the socket to the reply. What blocks (syncing, anchors, packing, preparing segments)
+//! runs on worker threads and reports back.
+
+pub mod control;
+mod exports;
+mod jobs;
+mod metrics;
+pub mod nbd;
+mod open;
+mod poll;
+mod server;
+mod session;
+
+pub use open::{open_pool, random_id, PoolLock, SystemClock};
+pub use server::{Listen, Server, ServerOptions};

@@ -1,0 +1,96 @@
+//! The few system calls of the event loop: epoll, an event to wake it, signals as a descriptor.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Interest in reading.
+pub const READ: u32 = libc::EPOLLIN as u32;
+/// Interest in writing.
+pub const WRITE: u32 = libc::EPOLLOUT as u32;
+
+/// An epoll instance.
+pub struct Poll(OwnedFd);
+
+fn check(code: i32) -> io::Result<i32> {
+    if code < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(code)
+}
+
+/// Owns a descriptor that a system call has just made.
+fn own(fd: i32) -> OwnedFd {
+    // SAFETY: `fd` is open, was made by the caller's system call, and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+impl Poll {
+    /// A new instance.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a plain system call.
+        check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(own).map(Self)
+    }
+
+    fn control(&self, op: i32, fd: RawFd, token: u64, interest: u32) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: interest, u64: token };
+        // SAFETY: `event` lives through the call.
+        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), op, fd, &mut event) }).map(drop)
+    }
+
+    /// Watches `fd`.
+    pub fn add(&self, fd: RawFd, token: u64, interest: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
+    }
+
+    /// Changes what is watched.
+    pub fn modify(&self, fd: RawFd, token: u64, interest: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
+    }
+
+    /// Waits up to `timeout_ms` (-1: for ever); fills `out` with token and events.
+    pub fn wait(&self, out: &mut Vec<(u64, u32)>, timeout_ms: i32) -> io::Result<()> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
+        // SAFETY: `events` is a live array of 64 entries.
+        let n = unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), 64, timeout_ms) };
+        out.clear();
+        match check(n) {
+            Ok(n) => out.extend(events.iter().take(n as usize).map(|e| (e.u64, e.events))),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+}
+
+/// A counter that wakes the loop.
+pub fn event_fd() -> io::Result<OwnedFd> {
+    // SAFETY: a plain system call.
+    check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }).map(own)
+}
+
+/// Adds one to an event counter.
+pub fn signal_event(fd: RawFd) {
+    let one = 1u64;
+    // SAFETY: writes eight bytes from a live integer.
+    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+}
+
+/// Empties an event counter or signal queue.
+pub fn drain(fd: RawFd) {
+    let mut buf = [0u8; 256];
+    // SAFETY: reads into a live buffer of the given length.
+    while unsafe { libc::read(fd, buf.as_mut_ptr().cast(), buf.len()) } > 0 {}
+}
+
+/// SIGTERM and SIGINT as a readable descriptor; call before any thread is started.
+pub fn signal_fd() -> io::Result<OwnedFd> {
+    // SAFETY: `set` is initialised by sigemptyset before use; the calls only read or write it.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+        check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)).map(own)
+    }
+}

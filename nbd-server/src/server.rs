@@ -1,0 +1,664 @@
+//! The event loop: one thread that owns the pool and every socket.
+
+use crate::control;
+use crate::exports::{resolve, split_export, PoolExports};
+use crate::jobs::{Done, Job, Workers};
+use crate::metrics::Metrics;
+use crate::nbd::{Handshake, HandshakeStep};
+use crate::poll::{self, Poll};
+use crate::session::{Next, Session, Wait};
+use blockstore::disk::{Disk, OsDisk};
+use blockstore::{FlushJob, Pool, VolumeId};
+use serde_json::{json, Value};
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where NBD clients are accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP address; loopback only.
+    Tcp(String),
+}
+
+/// How the daemon runs.
+pub struct ServerOptions {
+    /// The pool's folder.
+    pub folder: PathBuf,
+    /// NBD listeners.
+    pub listen: Vec<Listen>,
+    /// Prepared segments to keep ready.
+    pub spares: usize,
+}
+
+/// Connections at a time: one more is closed at once.
+const CONNECTIONS_MAX: usize = 1024;
+/// A handshake that takes longer is cut off.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Longest line on the control socket.
+const CONTROL_LINE_MAX: usize = 64 << 10;
+/// First size of a client's input buffer; it grows for larger requests.
+const INPUT_BYTES: usize = 256 << 10;
+/// How long the loop asks for more work before it sleeps: a sleeping thread costs tens of
+/// microseconds to wake, which is most of a small request's time.
+const SPIN: Duration = Duration::from_micros(50);
+/// Idle time after which the map is written down and dead space is given back.
+const IDLE: Duration = Duration::from_millis(500);
+
+const TOKEN_SIGNAL: u64 = 0;
+const TOKEN_WAKE: u64 = 1;
+const TOKEN_CONTROL: u64 = 2;
+const TOKEN_LISTEN: u64 = 3;
+
+enum Socket {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Socket {
+    fn fd(&self) -> RawFd {
+        match self {
+            Socket::Unix(s) => s.as_raw_fd(),
+            Socket::Tcp(s) => s.as_raw_fd(),
+        }
+    }
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Unix(s) => s.read(buf),
+            Socket::Tcp(s) => s.read(buf),
+        }
+    }
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Unix(s) => s.write(buf),
+            Socket::Tcp(s) => s.write(buf),
+        }
+    }
+}
+
+enum Role {
+    Handshake(Handshake, Instant),
+    Session(Session),
+    Control,
+}
+
+struct Conn {
+    socket: Socket,
+    role: Role,
+    input: Vec<u8>,
+    start: usize,
+    end: usize,
+    out: Vec<u8>,
+    sent: usize,
+    interest: u32,
+    closing: bool,
+    /// Requests are left that wait for the output to be sent.
+    more: bool,
+}
+
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Who waits for a sync of a volume's log.
+enum Waiter {
+    Nbd(u64, Wait),
+    Control(u64, Value),
+}
+
+#[derive(Default)]
+struct Syncing {
+    running: bool,
+    now: Vec<Waiter>,
+    next: Vec<Waiter>,
+}
+
+/// The daemon.
+pub struct Server {
+    pool: Pool,
+    disk: Arc<dyn Disk>,
+    poll: Poll,
+    wake: OwnedFd,
+    signals: OwnedFd,
+    control: UnixListener,
+    listeners: Vec<Listener>,
+    sockets: Vec<PathBuf>,
+    conns: HashMap<u64, Conn>,
+    next_token: u64,
+    workers: Workers,
+    syncing: HashMap<VolumeId, Syncing>,
+    metrics: Metrics,
+    spares: usize,
+    spare_pending: bool,
+    last_activity: Instant,
+}
+
+fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    // A socket left by a killed daemon: the pool's lock says that nobody listens there any more.
+    if UnixStream::connect(path).is_err() && fs::symlink_metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn listen_tcp(address: &str) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    if !listener.local_addr()?.ip().is_loopback() {
+        let text =
+            format!("{address} is not a loopback address: NBD without TLS is served on loopback and Unix sockets only");
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+impl Server {
+    /// Binds the sockets and starts the workers.
+    pub fn new(pool: Pool, options: ServerOptions) -> io::Result<Self> {
+        let signals = poll::signal_fd()?;
+        let wake = poll::event_fd()?;
+        let wake_fd = wake.as_raw_fd();
+        let workers = Workers::start(move || poll::signal_event(wake_fd))?;
+        let poll = Poll::new()?;
+        poll.add(signals.as_raw_fd(), TOKEN_SIGNAL, poll::READ)?;
+        poll.add(wake.as_raw_fd(), TOKEN_WAKE, poll::READ)?;
+        let control_path = options.folder.join("control.sock");
+        let control = listen_unix(&control_path)
+            .map_err(|e| io::Error::new(e.kind(), format!("listening on {}: {e}", control_path.display())))?;
+        poll.add(control.as_raw_fd(), TOKEN_CONTROL, poll::READ)?;
+        let (mut listeners, mut sockets) = (Vec::new(), vec![control_path]);
+        for (i, listen) in options.listen.iter().enumerate() {
+            let (listener, fd) = match listen {
+                Listen::Unix(path) => {
+                    let made = listen_unix(path);
+                    let listener =
+                        made.map_err(|e| io::Error::new(e.kind(), format!("listening on {}: {e}", path.display())))?;
+                    sockets.push(path.clone());
+                    let fd = listener.as_raw_fd();
+                    (Listener::Unix(listener), fd)
+                }
+                Listen::Tcp(address) => {
+                    let listener = listen_tcp(address)?;
+                    let fd = listener.as_raw_fd();
+                    (Listener::Tcp(listener), fd)
+                }
+            };
+            poll.add(fd, TOKEN_LISTEN + i as u64, poll::READ)?;
+            listeners.push(listener);
+        }
+        let next_token = TOKEN_LISTEN + listeners.len() as u64;
+        Ok(Self {
+            pool,
+            disk: Arc::new(OsDisk::new(&options.folder)),
+            poll,
+            wake,
+            signals,
+            control,
+            listeners,
+            sockets,
+            conns: HashMap::new(),
+            next_token,
+            workers,
+            syncing: HashMap::new(),
+            metrics: Metrics::default(),
+            spares: options.spares,
+            spare_pending: false,
+            last_activity: Instant::now(),
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then closes cleanly.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::new();
+        let mut housekeeping = Instant::now();
+        let mut running = true;
+        while running {
+            let busy = self.last_activity.elapsed() < SPIN;
+            let more = self.background();
+            self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
+            for &(token, _) in &events {
+                match token {
+                    TOKEN_SIGNAL => running = false,
+                    TOKEN_WAKE => {
+                        poll::drain(self.wake.as_raw_fd());
+                        self.collect();
+                    }
+                    TOKEN_CONTROL => self.accept_control(),
+                    token if token < TOKEN_LISTEN + self.listeners.len() as u64 => {
+                        self.accept_nbd((token - TOKEN_LISTEN) as usize);
+                    }
+                    token => {
+                        self.last_activity = Instant::now();
+                        self.serve(token);
+                    }
+                }
+            }
+            if housekeeping.elapsed() > Duration::from_secs(1) {
+                housekeeping = Instant::now();
+                self.expire();
+            }
+        }
+        self.shut_down()
+    }
+
+    /// A bounded piece of background work; `true` when there is more at once.
+    fn background(&mut self) -> bool {
+        let idle = self.last_activity.elapsed() > IDLE;
+        let more = self.pool.reap(if idle { 256 } else { 8 }).unwrap_or_else(|e| {
+            eprintln!("cairn: giving back space: {e}");
+            false
+        });
+        if self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor() {
+            match self.pool.begin_anchor(idle) {
+                Ok(job) => self.workers.submit(Job::Anchor(Box::new(job))),
+                Err(e) => eprintln!("cairn: anchor: {e}"),
+            }
+        }
+        if let Some(job) = self.pool.clean_job() {
+            self.workers.submit(Job::Clean(job));
+        }
+        if !self.spare_pending && self.metrics.written_bytes > 0 {
+            if let Ok(Some(id)) = self.pool.spares_wanted(self.spares) {
+                self.spare_pending = true;
+                self.workers.submit(Job::Spare(id, self.disk.clone()));
+            }
+        }
+        more
+    }
+
+    fn collect(&mut self) {
+        while let Ok(done) = self.workers.done.try_recv() {
+            match done {
+                Done::Flush(job, outcome) => self.flushed(job, outcome),
+                Done::Anchor(job, outcome) => {
+                    self.metrics.anchors += 1;
+                    if let Err(e) = self.pool.anchored(*job, outcome) {
+                        eprintln!("cairn: {e}");
+                    }
+                    self.pool.keep_reserve();
+                }
+                Done::Clean(job, outcome) => {
+                    self.metrics.cleaned += 1;
+                    if let Err(e) = self.pool.cleaned(job, outcome) {
+                        eprintln!("cairn: cleaning: {e}");
+                    }
+                }
+                Done::Spare(id, outcome) => {
+                    self.spare_pending = false;
+                    match outcome {
+                        Ok(file) => self.pool.add_spare(id, file),
+                        // No space for spares is no error: segments are made when they are needed.
+                        Err(_) => self.spares = 0,
+                    }
+                }
+            }
+        }
+    }
+
+    fn flushed(&mut self, job: FlushJob, outcome: io::Result<()>) {
+        let failure = self.pool.flushed(&job, outcome).err().map(|e| e.to_string());
+        let Some(entry) = self.syncing.get_mut(&job.volume) else { return };
+        entry.running = false;
+        let waiters = std::mem::take(&mut entry.now);
+        self.answer(waiters, failure.as_deref());
+        self.start_sync(job.volume);
+    }
+
+    fn answer(&mut self, waiters: Vec<Waiter>, failure: Option<&str>) {
+        let mut touched = Vec::new();
+        for waiter in waiters {
+            match waiter {
+                Waiter::Nbd(token, wait) => {
+                    if let Some(Conn { role: Role::Session(session), out, .. }) = self.conns.get_mut(&token) {
+                        session.synced(out, wait, failure);
+                        touched.push(token);
+                    }
+                }
+                Waiter::Control(token, answer) => {
+                    let answer = failure.map_or(answer, |why| json!({"error": {"kind": "io", "message": why}}));
+                    self.say(token, &answer);
+                    touched.push(token);
+                }
+            }
+        }
+        touched.dedup();
+        touched.into_iter().for_each(|token| self.send(token));
+    }
+
+    fn wait_for_sync(&mut self, volume: VolumeId, waiter: Waiter) {
+        self.syncing.entry(volume).or_default().next.push(waiter);
+    }
+
+    /// Starts a sync for those who came while the last one ran; they share it.
+    fn start_sync(&mut self, volume: VolumeId) {
+        let Some(entry) = self.syncing.get_mut(&volume) else { return };
+        if entry.running {
+            return;
+        }
+        if entry.next.is_empty() {
+            self.syncing.remove(&volume);
+            return;
+        }
+        match self.pool.flush_job(volume) {
+            Ok(job) if job.is_empty() => {
+                let waiters = std::mem::take(&mut entry.next);
+                self.syncing.remove(&volume);
+                self.answer(waiters, None);
+            }
+            Ok(job) => {
+                entry.now = std::mem::take(&mut entry.next);
+                entry.running = true;
+                self.workers.submit(Job::Flush(job));
+            }
+            Err(e) => {
+                let waiters = std::mem::take(&mut entry.next);
+                self.answer(waiters, Some(&e.to_string()));
+            }
+        }
+    }
+
+    fn add(&mut self, socket: Socket, role: Role, out: Vec<u8>) {
+        if self.conns.len() >= CONNECTIONS_MAX {
+            return;
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        if self.poll.add(socket.fd(), token, poll::READ).is_err() {
+            return;
+        }
+        self.metrics.connections += 1;
+        let interest = poll::READ;
+        let conn = Conn {
+            socket,
+            role,
+            input: Vec::new(),
+            start: 0,
+            end: 0,
+            out,
+            sent: 0,
+            interest,
+            closing: false,
+            more: false,
+        };
+        self.conns.insert(token, conn);
+        self.send(token);
+    }
+
+    fn accept_control(&mut self) {
+        while let Ok((stream, _)) = self.control.accept() {
+            if stream.set_nonblocking(true).is_ok() {
+                self.add(Socket::Unix(stream), Role::Control, Vec::new());
+            }
+        }
+    }
+
+    fn accept_nbd(&mut self, index: usize) {
+        loop {
+            let accepted = match self.listeners.get(index) {
+                Some(Listener::Unix(l)) => {
+                    l.accept().and_then(|(s, _)| s.set_nonblocking(true).map(|()| Socket::Unix(s)))
+                }
+                Some(Listener::Tcp(l)) => l.accept().and_then(|(s, _)| {
+                    s.set_nodelay(true)?;
+                    s.set_nonblocking(true).map(|()| Socket::Tcp(s))
+                }),
+                None => return,
+            };
+            let Ok(socket) = accepted else { return };
+            let mut greeting = Vec::new();
+            let handshake = Handshake::new(&mut greeting);
+            self.add(socket, Role::Handshake(handshake, Instant::now()), greeting);
+        }
+    }
+
+    /// Reads what a client sent, carries it out, and sends the replies.
+    fn serve(&mut self, token: u64) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        match fill(conn) {
+            Ok(true) => {}
+            Ok(false) => return self.close(token),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return self.close(token),
+        }
+        self.process(token);
+        self.send(token);
+    }
+
+    fn process(&mut self, token: u64) {
+        loop {
+            let Some(conn) = self.conns.get_mut(&token) else { return };
+            if conn.closing {
+                return;
+            }
+            match &mut conn.role {
+                Role::Handshake(..) => {
+                    if !self.negotiate(token) {
+                        return;
+                    }
+                }
+                Role::Session(_) => return self.transmit(token),
+                Role::Control => return self.commands(token),
+            }
+        }
+    }
+
+    /// `true` when the client has become a session.
+    fn negotiate(&mut self, token: u64) -> bool {
+        let Some(conn) = self.conns.get_mut(&token) else { return false };
+        let Role::Handshake(handshake, _) = &mut conn.role else { return false };
+        let input = &conn.input[conn.start..conn.end];
+        let (used, step) = handshake.step(input, &mut PoolExports(&mut self.pool), &mut conn.out);
+        conn.start += used;
+        match step {
+            HandshakeStep::NeedMore => false,
+            HandshakeStep::Close => {
+                conn.closing = true;
+                false
+            }
+            HandshakeStep::Serve(agreed) => match resolve(&self.pool, &agreed.export.name) {
+                Ok(view) => {
+                    conn.role = Role::Session(Session::new(*agreed, view));
+                    true
+                }
+                Err(_) => {
+                    conn.closing = true;
+                    false
+                }
+            },
+        }
+    }
+
+    fn transmit(&mut self, token: u64) {
+        let mut waits = Vec::new();
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        let Role::Session(session) = &mut conn.role else { return };
+        let volume = session.view.volume;
+        let input = &conn.input[conn.start..conn.end];
+        let (used, next) = session.process(&mut self.pool, &mut self.metrics, input, &mut conn.out, &mut waits);
+        conn.start += used;
+        conn.more = next == Next::Send;
+        match next {
+            Next::Close => conn.closing = true,
+            Next::Read(whole) => make_room(conn, whole),
+            Next::Send => {}
+        }
+        if let Some((file, offset, len)) = self.pool.take_writeback(volume) {
+            self.workers.submit(Job::WriteBack(file, offset, len));
+        }
+        if !waits.is_empty() {
+            waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));
+            self.start_sync(volume);
+        }
+    }
+
+    fn commands(&mut self, token: u64) {
+        loop {
+            let Some(conn) = self.conns.get_mut(&token) else { return };
+            let input = &conn.input[conn.start..conn.end];
+            let Some(end) = input.iter().position(|b| *b == b'\n') else {
+                conn.closing |= input.len() > CONTROL_LINE_MAX;
+                return make_room(conn, 0);
+            };
+            let parsed = serde_json::from_slice::<Value>(&input[..end]);
+            conn.start += end + 1;
+            let Ok(request) = parsed else {
+                self.say(token, &json!({"error": {"kind": "invalid", "message": "the command is not JSON"}}));
+                continue;
+            };
+            if request.get("op").and_then(Value::as_str) == Some("nbd") {
+                if let Some(conn) = self.conns.get_mut(&token) {
+                    conn.role = Role::Handshake(Handshake::new(&mut conn.out), Instant::now());
+                }
+                return;
+            }
+            self.command(token, &request);
+        }
+    }
+
+    fn command(&mut self, token: u64, request: &Value) {
+        if request.get("op").and_then(Value::as_str) == Some("metrics") {
+            let page = self.metrics.render(&self.pool.stats(), self.conns.len());
+            return self.say(token, &Value::String(page));
+        }
+        if let Some(name) = control::takes_away(request) {
+            let users = self.users(&name);
+            if !users.is_empty() && request.get("force").and_then(Value::as_bool) != Some(true) {
+                let message = format!("{} client(s) have {name} open: disconnect them, or give --force", users.len());
+                return self.say(token, &json!({"error": {"kind": "busy", "message": message}}));
+            }
+            users.into_iter().for_each(|user| self.close(user));
+        }
+        match control::handle(&mut self.pool, request) {
+            Err(e) => self.say(token, &control::error_json(&e)),
+            Ok(control::Outcome { answer, job: None }) => self.say(token, &answer),
+            Ok(control::Outcome { answer, job: Some(job) }) => {
+                self.wait_for_sync(job.volume, Waiter::Control(token, answer));
+                self.start_sync(job.volume);
+            }
+        }
+    }
+
+    /// Clients that use a volume (its head), or exactly one checkpoint.
+    fn users(&self, name: &str) -> Vec<u64> {
+        let uses = |conn: &Conn| match &conn.role {
+            Role::Session(session) => {
+                let export = session.export();
+                export == name || split_export(export).is_some_and(|(volume, at)| volume == name && at.is_none())
+            }
+            _ => false,
+        };
+        self.conns.iter().filter(|(_, conn)| uses(conn)).map(|(token, _)| *token).collect()
+    }
+
+    fn say(&mut self, token: u64, answer: &Value) {
+        if let Some(conn) = self.conns.get_mut(&token) {
+            conn.out.extend(answer.to_string().into_bytes());
+            conn.out.push(b'\n');
+        }
+    }
+
+    /// Sends what there is; carries on with requests that waited for room in the output.
+    fn send(&mut self, token: u64) {
+        loop {
+            let Some(conn) = self.conns.get_mut(&token) else { return };
+            while conn.sent < conn.out.len() {
+                match conn.socket.write(&conn.out[conn.sent..]) {
+                    Ok(n) => conn.sent += n,
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                        return self.watch(token, poll::WRITE);
+                    }
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    Err(_) => return self.close(token),
+                }
+            }
+            conn.out.clear();
+            conn.sent = 0;
+            conn.out.shrink_to(INPUT_BYTES);
+            if conn.closing {
+                return self.close(token);
+            }
+            let more = conn.more;
+            self.watch(token, poll::READ);
+            if !more {
+                return;
+            }
+            self.process(token);
+        }
+    }
+
+    fn watch(&mut self, token: u64, interest: u32) {
+        if let Some(conn) = self.conns.get_mut(&token) {
+            if conn.interest != interest && self.poll.modify(conn.socket.fd(), token, interest).is_ok() {
+                conn.interest = interest;
+            }
+        }
+    }
+
+    fn close(&mut self, token: u64) {
+        self.conns.remove(&token);
+    }
+
+    fn expire(&mut self) {
+        let late = |conn: &Conn| matches!(&conn.role, Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
+        self.conns.retain(|_, conn| !late(conn));
+    }
+
+    fn shut_down(mut self) -> io::Result<()> {
+        poll::drain(self.signals.as_raw_fd());
+        self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
+        self.listeners.clear();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while !self.syncing.is_empty() && Instant::now() < deadline {
+            self.collect();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.conns.clear();
+        if self.pool.poisoned().is_none() {
+            for id in self.pool.volumes() {
+                self.pool.flush(id).map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads once into the input buffer; `false` at the end of the stream.
+fn fill(conn: &mut Conn) -> io::Result<bool> {
+    if conn.input.is_empty() {
+        conn.input.resize(if matches!(conn.role, Role::Control) { 4096 } else { INPUT_BYTES }, 0);
+    }
+    make_room(conn, 0);
+    let n = conn.socket.read(&mut conn.input[conn.end..])?;
+    conn.end += n;
+    Ok(n > 0)
+}
+
+/// Moves pending bytes to the front when room is short, and grows the buffer for a request of
+/// `whole` bytes, which the protocol has bounded.
+fn make_room(conn: &mut Conn, whole: usize) {
+    if conn.start == conn.end {
+        (conn.start, conn.end) = (0, 0);
+    }
+    let pending = conn.end - conn.start;
+    if conn.start > 0 && (conn.input.len() - conn.end < 4096 || conn.start + whole > conn.input.len()) {
+        conn.input.copy_within(conn.start..conn.end, 0);
+        (conn.start, conn.end) = (0, pending);
+    }
+    let least = whole.max(pending + 1);
+    if conn.input.len() < least {
+        conn.input.resize(least.next_power_of_two(), 0);
+    }
+}
