@@ -87,6 +87,7 @@ pub fn hole(out: &mut Vec<u8>, extended: bool, cookie: u64, offset: u64, at: u64
 }
 
 /// The extents of one metadata context. `flags(hole)` gives a run's status flags.
+#[expect(clippy::too_many_arguments, reason = "the fields of one chunk; a struct would only rename them")]
 pub fn block_status(
     out: &mut Vec<u8>,
     extended: bool,
