@@ -40,7 +40,7 @@ pub use anchor::AnchorJob;
 pub use check::{CheckReport, ScrubProgress};
 pub use error::{Error, ErrorKind, Result};
 pub use log::FlushJob;
-pub use maintain::{prepare_segment, CleanJob};
+pub use maintain::{prepare_segment, CleanJob, Cleaned};
 pub use ops::{CheckpointInfo, VolumeInfo};
 pub use pool::{Pool, PoolOptions};
 pub use recovery::RecoveryReport;

@@ -14,22 +14,47 @@ use std::sync::Arc;
 const RESERVE_NAME: &str = "reserve";
 /// Bytes kept aside so that trims, deletions and anchors work on a full disk.
 const RESERVE_BYTES: u64 = 16 << 20;
+/// Dead segments kept as spares; more are removed, so that space goes back to the file system.
+const RECYCLED_MAX: usize = 8;
 
 /// One file to clean; runs on any thread.
 pub struct CleanJob {
     victim: Victim,
     disk: Arc<dyn Disk>,
+    recycle: Option<SegmentId>,
+}
+
+/// What became of a cleaned file.
+pub enum Cleaned {
+    /// It is gone.
+    Removed,
+    /// It serves again under a new number: its space is allocated and was written before, and its
+    /// stale batches name the old number, so no scan takes them up.
+    Recycled(SegmentId, Arc<dyn crate::disk::File>),
+    /// It keeps this many slots.
+    Packed(u32),
 }
 
 impl CleanJob {
-    /// Removes or packs the file; blocks. Returns the slots a packed file keeps.
-    pub fn run(&self) -> Result<u32> {
+    /// Removes, recycles or packs the file; blocks.
+    pub fn run(&self) -> Result<Cleaned> {
         match &self.victim {
-            Victim::Remove(id) => match self.disk.remove(&segment_name(*id)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing a dead segment", e)),
-                _ => Ok(0),
-            },
-            Victim::Pack(job) => compact(job),
+            Victim::Remove(id) => self.remove(*id).map_err(|e| Error::io("removing a dead segment", e)),
+            Victim::Pack(job) => compact(job).map(Cleaned::Packed),
+        }
+    }
+
+    fn remove(&self, id: SegmentId) -> io::Result<Cleaned> {
+        if let Some(new) = self.recycle {
+            let name = segment_name(new);
+            if self.disk.rename(&segment_name(id), &name).is_ok() {
+                self.disk.sync_names()?;
+                return Ok(Cleaned::Recycled(new, self.disk.open(&name)?));
+            }
+        }
+        match self.disk.remove(&segment_name(id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(Cleaned::Removed),
         }
     }
 
@@ -73,18 +98,24 @@ impl Pool {
         }
         let victim = self.anchors.victims.pop()?;
         self.anchors.cleaning = true;
-        Some(CleanJob { victim, disk: self.disk.clone() })
+        let wanted = matches!(victim, Victim::Remove(_)) && self.segments.spares.len() < RECYCLED_MAX;
+        let recycle = if wanted { self.segments.reserve_id().ok() } else { None };
+        Some(CleanJob { victim, disk: self.disk.clone(), recycle })
     }
 
     /// Takes note of a cleaning job's outcome.
-    pub fn cleaned(&mut self, job: CleanJob, outcome: Result<u32>) -> Result<()> {
+    pub fn cleaned(&mut self, job: CleanJob, outcome: Result<Cleaned>) -> Result<()> {
         self.anchors.cleaning = false;
-        let kept = outcome?;
+        let cleaned = outcome?;
         let id = job.id();
         self.segments.forget(id);
-        match job.victim {
-            Victim::Remove(_) => self.segments.table.remove(id),
-            Victim::Pack(_) => {
+        match cleaned {
+            Cleaned::Removed => self.segments.table.remove(id),
+            Cleaned::Recycled(new, file) => {
+                self.segments.table.remove(id);
+                self.add_spare(new, file);
+            }
+            Cleaned::Packed(kept) => {
                 if let Some(segment) = self.segments.table.get_mut(id) {
                     segment.stored = kept + crate::limits::DIRECTORY_PAGES + 1;
                 }

@@ -2,7 +2,7 @@
 //! cleaning.
 
 use blockstore::disk::{Disk, File};
-use blockstore::{prepare_segment, AnchorJob, CleanJob, FlushJob, SegmentId};
+use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId};
 use std::io;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub enum Done {
     /// An anchor was installed.
     Anchor(Box<AnchorJob>, io::Result<()>),
     /// A segment file was cleaned.
-    Clean(CleanJob, blockstore::Result<u32>),
+    Clean(CleanJob, blockstore::Result<Cleaned>),
     /// A segment was prepared.
     Spare(SegmentId, io::Result<Arc<dyn File>>),
 }
