@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
 use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
+use crate::log::Stream;
 use crate::map::{PageSink, WriteOut};
 use crate::pool::{Pool, POOL_STREAM};
 use crate::space::{CompactJob, Segment, Segments};
@@ -113,12 +114,27 @@ pub(crate) fn write_first(disk: &Arc<dyn Disk>, pool: [u8; 16]) -> io::Result<()
     install(&**disk, 0, &anchor.encode())
 }
 
+/// Numbers of the anchor files on `disk`; names that are not exactly an anchor's are somebody else's.
+fn numbers(disk: &Arc<dyn Disk>) -> Result<Vec<u64>> {
+    let names = disk.list(ANCHOR_PREFIX).map_err(|e| Error::io("looking for anchors", e))?;
+    let number = |name: &String| {
+        let number = u64::from_str_radix(name.strip_prefix(ANCHOR_PREFIX)?, 16).ok()?;
+        (anchor_name(number) == *name).then_some(number)
+    };
+    Ok(names.iter().filter_map(number).collect())
+}
+
+/// Names of the anchor files before number `sequence`.
+pub(crate) fn old_anchors(disk: &Arc<dyn Disk>, sequence: u64) -> Result<Vec<String>> {
+    Ok(numbers(disk)?.into_iter().filter(|n| *n < sequence).map(anchor_name).collect())
+}
+
 /// The newest anchor on `disk`.
 pub(crate) fn read_newest(disk: &Arc<dyn Disk>) -> Result<(Anchor, u64)> {
     let wrap = |e| Error::io("reading the anchor", e);
-    let mut names = disk.list(ANCHOR_PREFIX).map_err(wrap)?;
-    names.sort();
-    let name = names.pop().ok_or_else(|| Error::corrupt("the pool has no anchor file: it is damaged or incomplete"))?;
+    let newest = numbers(disk)?.into_iter().max();
+    let newest = newest.ok_or_else(|| Error::corrupt("the pool has no anchor file: it is damaged or incomplete"))?;
+    let name = anchor_name(newest);
     let file = disk.open(&name).map_err(wrap)?;
     let len = file.len().map_err(wrap)?;
     if len > crate::limits::ANCHOR_BYTES_MAX {
@@ -126,7 +142,11 @@ pub(crate) fn read_newest(disk: &Arc<dyn Disk>) -> Result<(Anchor, u64)> {
     }
     let mut bytes = vec![0; len as usize];
     file.read_at(&mut bytes, 0).map_err(wrap)?;
-    Ok((Anchor::decode(&bytes).map_err(|e| Error::new(e.kind(), format!("{name}: {e}")))?, len))
+    let anchor = Anchor::decode(&bytes).map_err(|e| Error::new(e.kind(), format!("{name}: {e}")))?;
+    if anchor.sequence != newest {
+        return Err(Error::corrupt(format!("{name} holds anchor {:x}: was it renamed or copied?", anchor.sequence)));
+    }
+    Ok((anchor, len))
 }
 
 impl AnchorJob {
@@ -233,6 +253,7 @@ impl Pool {
         }
         self.anchors.sequence = job.sequence;
         self.streams.values_mut().for_each(|stream| stream.flushed(job.upto));
+        self.structure_is_durable(None, job.upto);
         for id in job.settled {
             if let Some(segment) = self.segments.table.get_mut(id) {
                 segment.settled = true;
@@ -296,10 +317,14 @@ impl Pool {
             next_checkpoint: v.next_checkpoint,
             next_auto: v.next_auto,
         });
+        // A segment that has been taken but holds no batch yet is no part of a log: its file may not
+        // even have a header. Recovery finds it as it finds any segment begun after the anchor.
+        let begun = |s: &&Stream| s.open.as_ref().is_some_and(|open| open.next_slot == FIRST_SLOT);
+        let unused: Vec<_> = self.streams.values().filter(begun).filter_map(|s| Some(s.open.as_ref()?.id)).collect();
         let streams = self.streams.values().map(|s| StreamEntry {
             volume: s.volume,
-            sequence: s.sequence,
-            open: s.open.as_ref().map(|open| (open.id, open.next_slot)),
+            sequence: s.sequence - u32::from(begun(&s)),
+            open: s.open.as_ref().filter(|_| !begun(&s)).map(|open| (open.id, open.next_slot)),
             previous_crc: s.previous_crc,
         });
         let roots = self.roots.iter().map(|(id, r)| RootEntry {
@@ -311,7 +336,7 @@ impl Pool {
             size: r.size,
             kind: r.kind.clone(),
         });
-        let segments = self.segments.table.iter().map(|(id, s)| SegmentEntry {
+        let segments = self.segments.table.iter().filter(|(id, _)| !unused.contains(id)).map(|(id, s)| SegmentEntry {
             id,
             kind: s.kind,
             volume: s.volume,

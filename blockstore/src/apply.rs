@@ -107,7 +107,7 @@ impl Pool {
         self.next_volume = self.next_volume.max(id.0 + 1);
     }
 
-    fn apply_delete_volume(&mut self, id: VolumeId) -> Result<()> {
+    pub(crate) fn apply_delete_volume(&mut self, id: VolumeId) -> Result<()> {
         self.volume(id)?;
         if let Some(volume) = self.volumes.remove(&id) {
             self.names.remove(&volume.name);

@@ -53,6 +53,14 @@ pub(crate) struct Volume {
     pub next_auto: u32,
 }
 
+/// A creation, deletion or fork that may not be durable yet. A flush of any volume covers it, because
+/// the volume's own log may build on it.
+pub(crate) struct Structural {
+    volume: VolumeId,
+    lsn: Lsn,
+    files: Vec<Arc<dyn File>>,
+}
+
 /// A folder of volumes, opened.
 pub struct Pool {
     pub(crate) disk: Arc<dyn Disk>,
@@ -72,6 +80,7 @@ pub struct Pool {
     pub(crate) poisoned: Option<String>,
     pub(crate) map_open: Option<(SegmentId, Arc<dyn File>, u32)>,
     pub(crate) counts: HashMap<crate::map::Ref, u64>,
+    pub(crate) structural: Vec<Structural>,
 }
 
 impl Pool {
@@ -159,6 +168,7 @@ impl Pool {
     ) -> Result<()> {
         self.writable()?;
         let blocks = crcs.len() as u64;
+        let structural = records.iter().any(crate::format::record::Record::is_structural);
         let (epoch, lsn) = (self.epoch, self.next_lsn);
         let stream = self.streams.entry(volume).or_insert_with(|| Stream::new(volume));
         let appended = stream.append(&mut self.segments, self.map.cache(), epoch, lsn, records.clone(), data, crcs);
@@ -172,6 +182,10 @@ impl Pool {
             }
         };
         self.anchors.log_bytes += (blocks + 1) * BLOCK as u64;
+        if structural {
+            let files = stream.flush_job(lsn, &self.disk).files;
+            self.structural.push(Structural { volume, lsn, files });
+        }
         for record in records {
             let lsn = self.next_lsn;
             self.next_lsn = Lsn(lsn.0 + 1);
@@ -190,14 +204,30 @@ impl Pool {
     pub fn flush_job(&mut self, volume: VolumeId) -> Result<FlushJob> {
         self.writable()?;
         let (upto, disk) = (self.next_lsn, self.disk.clone());
-        Ok(self.stream(volume).flush_job(upto, &disk))
+        let own = self.stream(volume).flush_job(upto, &disk);
+        if self.structural.is_empty() {
+            return Ok(own);
+        }
+        let mut files: Vec<_> = self.structural.iter().flat_map(|s| s.files.iter().cloned()).collect();
+        files.extend(own.files);
+        files.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        Ok(FlushJob { files, names: Some(disk), ..own })
+    }
+
+    /// Creations, deletions and forks before `upto` are durable: those in the log of `volume`, or all.
+    pub(crate) fn structure_is_durable(&mut self, volume: Option<VolumeId>, upto: Lsn) {
+        self.structural.retain(|s| s.lsn >= upto || volume.is_some_and(|volume| volume != s.volume));
     }
 
     /// Takes note of a flush job's outcome; after a failure nothing is accepted any more.
     pub fn flushed(&mut self, job: &FlushJob, outcome: io::Result<()>) -> Result<()> {
         match outcome {
             Ok(()) => {
-                self.stream(job.volume).flushed(job.upto);
+                // The volume may have been deleted while the job ran.
+                if let Some(stream) = self.streams.get_mut(&job.volume) {
+                    stream.flushed(job.upto);
+                }
+                self.structure_is_durable(Some(job.volume), job.upto);
                 Ok(())
             }
             Err(e) => {

@@ -7,14 +7,15 @@
 //!     once can never be taken up by a later scan;
 //!   * the first act of a recovered pool is an anchor: recovery itself can be interrupted anywhere.
 
-use crate::anchor::{read_newest, AnchorState};
+use crate::anchor::{old_anchors, read_newest, AnchorState};
 use crate::checkpoint::{Root, Roots};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootKind};
+use crate::format::record::Record;
 use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::limits::BLOCK;
-use crate::log::{scan_stream, ScannedBatch, Stream, StreamEnd, TailStart};
+use crate::log::{scan_stream, Candidates, ScannedBatch, Stream, StreamEnd, TailStart};
 use crate::map::{Map, MapRoot, Ref};
 use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
 use crate::space::{segment_name, Segment, Segments};
@@ -34,8 +35,6 @@ pub struct RecoveryReport {
     /// What was found behind the last good batch of a log, or not applied, and why.
     pub dropped: Vec<String>,
 }
-
-type Candidates = HashMap<(VolumeId, u32), (SegmentId, SegmentHeader)>;
 
 impl Pool {
     /// Opens the pool on `disk`. The caller holds the pool's lock.
@@ -62,13 +61,23 @@ impl Pool {
             pool.adopt_stream(volume, end)?;
         }
         pool.anchor(false)?;
-        for id in strangers {
-            if pool.segments.table.get(id).is_none() {
-                let _ = pool.disk.remove(&segment_name(id));
-            }
-        }
+        pool.remove_left_overs(strangers)?;
         pool.keep_reserve();
         Ok((pool, report))
+    }
+
+    /// Removes what no durable anchor refers to any more: segments that were prepared or dropped,
+    /// and anchors that a kill left behind. Their names must be gone before they are given again.
+    fn remove_left_overs(&self, strangers: Vec<SegmentId>) -> Result<()> {
+        let wrap = |e| Error::io("removing left-over files", e);
+        let mut names = old_anchors(&self.disk, self.anchors.sequence)?;
+        let unknown = strangers.into_iter().filter(|id| self.segments.table.get(*id).is_none());
+        names.extend(unknown.map(segment_name));
+        if names.is_empty() {
+            return Ok(());
+        }
+        names.iter().try_for_each(|name| self.disk.remove(name)).map_err(wrap)?;
+        self.disk.sync_names().map_err(wrap)
     }
 
     fn from_anchor(
@@ -128,6 +137,7 @@ impl Pool {
             poisoned: None,
             map_open: None,
             counts: HashMap::new(),
+            structural: Vec::new(),
         };
         pool.anchors.bytes = bytes;
         pool.anchors.live_blocks = pool.segments.table.live_blocks;
@@ -181,7 +191,9 @@ impl Pool {
             }
             for record in batch.records.iter().filter(|_| known) {
                 self.next_lsn = self.next_lsn.max(Lsn(lsn.0 + 1));
-                self.apply(batch.volume, lsn, record, addr)?;
+                if self.fits(record, report)? {
+                    self.apply(batch.volume, lsn, record, addr)?;
+                }
                 addr = crate::types::SlotAddr(addr.0 + record.data_blocks());
                 lsn = Lsn(lsn.0 + 1);
                 report.records += 1;
@@ -189,6 +201,26 @@ impl Pool {
             self.next_lsn = self.next_lsn.max(Lsn(batch.first_lsn.0 + batch.records.len() as u64));
         }
         Ok(())
+    }
+
+    /// Logs are prefixes each, not all together: power loss may keep a record and take one of another
+    /// log that came before it and was not promised either. Whether `record` still has a meaning.
+    fn fits(&mut self, record: &Record, report: &mut RecoveryReport) -> Result<bool> {
+        match record {
+            Record::DeleteVolume { id } if !self.volumes.contains_key(id) => {
+                report.dropped.push(format!("the deletion of volume {}, whose creation was lost", id.0));
+                Ok(false)
+            }
+            Record::CreateVolume { name, .. } | Record::Fork { name, .. } => {
+                // The name was free then, so its owner's deletion was lost.
+                if let Some(id) = self.names.get(name).copied() {
+                    report.dropped.push(format!("volume {}, whose name {name:?} was given again", id.0));
+                    self.apply_delete_volume(id)?;
+                }
+                Ok(true)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Continues a stream where its good part ends; all its segments but the last are sealed.
@@ -218,7 +250,7 @@ fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates,
     for name in disk.list("seg-").map_err(wrap)? {
         let Ok(number) = u32::from_str_radix(&name["seg-".len()..], 16) else { continue };
         let id = SegmentId(number);
-        if known.contains(&id) {
+        if known.contains(&id) || name != segment_name(id) {
             continue;
         }
         strangers.push(id);
@@ -230,7 +262,7 @@ fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates,
             Ok(Some(header))
                 if header.pool == anchor.pool && header.segment == id && header.kind == SegmentKind::Log =>
             {
-                candidates.insert((header.volume, header.sequence), (id, header));
+                candidates.entry((header.volume, header.sequence)).or_default().push((id, header));
             }
             Err(e) if e.kind() == ErrorKind::Invalid => return Err(e),
             _ => {}
@@ -245,13 +277,15 @@ fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates,
 /// Where each stream's tail begins: as the anchor says, or at its first segment.
 fn tail_starts(anchor: &Anchor, candidates: &Candidates) -> Vec<TailStart> {
     let mut starts: BTreeMap<VolumeId, TailStart> = BTreeMap::new();
+    let epoch = anchor.epoch;
     for s in &anchor.streams {
-        let start = TailStart { volume: s.volume, sequence: s.sequence, open: s.open, previous_crc: s.previous_crc };
+        let (volume, sequence, previous_crc) = (s.volume, s.sequence, s.previous_crc);
+        let start = TailStart { volume, sequence, open: s.open, previous_crc, epoch };
         starts.insert(s.volume, start);
     }
     for (volume, sequence) in candidates.keys() {
         if *sequence == 1 {
-            let start = TailStart { volume: *volume, sequence: 0, open: None, previous_crc: 0 };
+            let start = TailStart { volume: *volume, sequence: 0, open: None, previous_crc: 0, epoch };
             starts.entry(*volume).or_insert(start);
         }
     }

@@ -3,15 +3,21 @@
 //! The file holds the encoded state twice, each copy under its own checksum, so that one damaged
 //! block does not cost the pool.
 
-use super::codec::{Append, Reader};
+use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
 use super::VERSION;
 use crate::error::{Error, Result};
 use crate::limits::SEGMENT_SLOTS;
+use crate::map::Ref;
 use crate::types::{CheckpointName, Lsn, RootId, SegmentId, VolumeId};
 
 const MAGIC: &[u8; 8] = b"CAIRNAN\n";
+const CRC_AT: usize = 12;
+const LEN_AT: usize = 16;
 const HEADER: usize = 24;
+const _: () = assert!(HEADER == LEN_AT + size_of::<u64>() && LEN_AT == CRC_AT + size_of::<u32>());
+/// The tallest tree covers `VOLUME_BYTES_MAX`.
+const LEVEL_MAX: u8 = 7;
 
 /// A volume in an anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,21 +107,18 @@ fn place(r: &mut Reader<'_>) -> Result<Option<(SegmentId, u32)>> {
 impl Anchor {
     /// The bytes of an anchor file.
     pub fn encode(&self) -> Vec<u8> {
-        let body = self.body();
-        let mut out = Vec::with_capacity(2 * (HEADER + body.len()));
-        for _ in 0..2 {
-            out.extend_from_slice(MAGIC);
-            out.put_u16(VERSION);
-            out.put_u16(0);
-            out.put_u32(crc32fast::hash(&body));
-            out.put_u64(body.len() as u64);
-            out.extend_from_slice(&body);
-        }
-        out
+        let mut copy = self.copy();
+        copy.extend_from_within(..);
+        copy
     }
 
-    fn body(&self) -> Vec<u8> {
+    fn copy(&self) -> Vec<u8> {
         let mut out = Vec::new();
+        out.extend_from_slice(MAGIC);
+        out.put_u16(VERSION);
+        out.put_u16(0);
+        out.put_u32(0);
+        out.put_u64(0);
         out.extend_from_slice(&self.pool);
         out.put_u64(self.sequence);
         out.put_u64(self.epoch);
@@ -145,42 +148,45 @@ impl Anchor {
         self.roots.iter().for_each(|root| put_root(&mut out, root));
         out.put_u32(self.segments.len() as u32);
         self.segments.iter().for_each(|segment| put_segment(&mut out, segment));
+        let body = (out.len() - HEADER) as u64;
+        if let Some(field) = out.get_mut(LEN_AT..HEADER) {
+            field.copy_from_slice(&body.to_le_bytes());
+        }
+        seal_checksum(&mut out, CRC_AT);
         out
     }
 
     /// Verifies and reads the bytes of an anchor file.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        match Self::decode_copy(bytes) {
-            Ok((anchor, _)) => Ok(anchor),
-            Err(first) if first.kind() == crate::error::ErrorKind::Invalid => Err(first),
-            // The copies have the same length, so the second starts in the middle.
-            Err(first) => bytes
-                .get(bytes.len() / 2..)
-                .and_then(|half| Self::decode_copy(half).ok())
-                .map(|(anchor, _)| anchor)
-                .ok_or(first),
-        }
+        // The copies have the same length, so the second starts in the middle.
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        Self::decode_copy(first).or_else(|why| Self::decode_copy(second).map_err(|_| why))
     }
 
-    fn decode_copy(bytes: &[u8]) -> Result<(Self, usize)> {
+    fn decode_copy(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader::new(bytes, "anchor");
         if r.bytes(8)? != MAGIC {
             return Err(Error::corrupt("the anchor file is damaged (wrong magic)"));
         }
         let version = r.u16()?;
         r.u16()?;
-        let crc = r.u32()?;
+        let (crc, len) = (r.u32()?, r.u64()?);
+        if crc != checksum_without(bytes, CRC_AT) {
+            return Err(Error::corrupt("the anchor file is damaged (checksum mismatch)"));
+        }
         if version != VERSION {
             return Err(Error::invalid(format!(
                 "the anchor has format version {version}, this program reads {VERSION}"
             )));
         }
-        let len = usize::try_from(r.u64()?).map_err(|_| Error::corrupt("the anchor's length is absurd"))?;
-        let body = r.bytes(len)?;
-        if crc32fast::hash(body) != crc {
-            return Err(Error::corrupt("the anchor file is damaged (checksum mismatch)"));
+        if len != r.left() as u64 {
+            return Err(Error::corrupt(format!("the anchor claims {len} bytes and has {}", r.left())));
         }
-        Ok((Self::decode_body(&mut Reader::new(body, "anchor"))?, HEADER + len))
+        let anchor = Self::decode_body(&mut r)?;
+        if r.left() != 0 {
+            return Err(Error::corrupt(format!("the anchor has {} bytes too many", r.left())));
+        }
+        Ok(anchor)
     }
 
     fn decode_body(r: &mut Reader<'_>) -> Result<Self> {
@@ -267,9 +273,10 @@ fn root(r: &mut Reader<'_>) -> Result<RootEntry> {
         2 => RootKind::Ghost { cursor: r.u64()? },
         other => return Err(Error::corrupt(format!("root kind {other} is unknown"))),
     };
-    if level > 7 {
+    if level > LEVEL_MAX {
         return Err(Error::corrupt(format!("root level {level} is out of range")));
     }
+    let top = Ref::from_stored(top)?.bits();
     Ok(RootEntry { id, volume, parent: (parent != 0).then_some(RootId(parent)), top, level, size, kind })
 }
 

@@ -14,6 +14,21 @@ pub const HEADER_BYTES: usize = 56;
 /// Bytes that records and block checksums share.
 pub const BODY_BYTES: usize = BLOCK - HEADER_BYTES;
 
+/// What the next batch header of a stream must say of itself. Bytes that say something else are not
+/// the next batch, whatever they are: left-overs of a recycled file, or blocks that a guest made to
+/// look like a header. So nothing else about them is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The stream.
+    pub volume: VolumeId,
+    /// The opening that wrote it; `None` when it may be any (the anchored part of a segment).
+    pub epoch: Option<u64>,
+    /// Its place.
+    pub addr: SlotAddr,
+    /// Checksum of the header before it.
+    pub previous_crc: u32,
+}
+
 /// A decoded batch header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -59,9 +74,10 @@ impl Batch {
         (out, crc)
     }
 
-    /// Verifies and reads a header and its checksum; `None` when these bytes are no batch header
-    /// (the end of a log, usually).
-    pub fn decode(bytes: &[u8]) -> Result<Option<(Self, u32)>> {
+    /// Verifies and reads a header and its checksum; `None` when these bytes are not the batch that
+    /// `expected` describes (the end of a log, usually). An error means that they are, and make no
+    /// sense.
+    pub fn decode(bytes: &[u8], expected: &Identity) -> Result<Option<(Self, u32)>> {
         let mut r = Reader::new(bytes, "batch header");
         if bytes.len() != BLOCK || r.u32()? != MAGIC {
             return Ok(None);
@@ -69,15 +85,17 @@ impl Batch {
         let version = r.u16()?;
         r.u16()?;
         let crc = r.u32()?;
-        if crc != checksum_without(bytes, CRC_AT) {
+        // A batch of a newer version cannot follow: its program would have replaced the anchor.
+        if version != VERSION || crc != checksum_without(bytes, CRC_AT) {
             return Ok(None);
-        }
-        if version != VERSION {
-            return Err(Error::invalid(format!("a batch has format version {version}, this program reads {VERSION}")));
         }
         let previous_crc = r.u32()?;
         let (volume, epoch) = (VolumeId(r.u64()?), r.u64()?);
         let (addr, first_lsn) = (SlotAddr(r.u64()?), Lsn(r.u64()?));
+        let found = Identity { volume, epoch: expected.epoch.map(|_| epoch), addr, previous_crc };
+        if found != *expected {
+            return Ok(None);
+        }
         let (record_count, block_count) = (r.u16()?, usize::from(r.u16()?));
         r.u32()?;
         if block_count > BATCH_BLOCKS_MAX {

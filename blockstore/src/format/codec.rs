@@ -27,6 +27,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Bytes not yet taken.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut out = [0; N];
         out.copy_from_slice(self.bytes(N)?);

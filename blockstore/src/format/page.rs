@@ -11,10 +11,22 @@ use crate::types::SlotAddr;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CMAP");
 const CRC_AT: usize = 4;
-const TABLE_AT: usize = 18;
+const COUNT_AT: usize = 16;
+const TABLE_AT: usize = COUNT_AT + size_of::<u16>();
 /// Most nodes one page holds.
 pub const NODES_MAX: usize = 120;
-const NODE_HEADER: usize = 9;
+const NODE_HEADER: usize = size_of::<u8>() + size_of::<u64>();
+/// The largest node fits an empty page.
+const _: () = assert!(TABLE_AT + 2 + NODE_HEADER + 8 * FANOUT <= BLOCK);
+
+/// Bytes of an entry: a slot address in leaves, a reference elsewhere.
+fn width(level: u8) -> usize {
+    if level == 0 {
+        5
+    } else {
+        8
+    }
+}
 
 /// Collects nodes until a page is full.
 #[derive(Default)]
@@ -26,10 +38,9 @@ pub struct PageBuilder {
 impl PageBuilder {
     /// Adds a node and returns its place in the page, or `None` when it no longer fits.
     pub fn push(&mut self, level: u8, entries: &[u64; FANOUT]) -> Option<u8> {
-        let width = if level == 0 { 5 } else { 8 };
         let present = entries.iter().filter(|e| **e != 0).count();
         let used = TABLE_AT + 2 * (self.starts.len() + 1) + self.body.len();
-        if used + NODE_HEADER + present * width > BLOCK || self.starts.len() == NODES_MAX {
+        if used + NODE_HEADER + present * width(level) > BLOCK || self.starts.len() == NODES_MAX {
             return None;
         }
         self.starts.push(self.body.len() as u16);
@@ -90,41 +101,64 @@ pub struct NodeView<'a> {
 impl<'a> NodeView<'a> {
     /// Node `index` of a verified `page`.
     pub fn of(page: &'a [u8], index: u8) -> Result<Self> {
-        let broken = || Error::corrupt(format!("map page has no node {index}"));
-        let at = TABLE_AT + 2 * usize::from(index);
-        let start = page.get(at..at + 2).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes).ok_or_else(broken)?;
-        let node = page.get(usize::from(start)..).ok_or_else(broken)?;
-        let level = *node.first().ok_or_else(broken)?;
-        let bitmap = node.get(1..9).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes).ok_or_else(broken)?;
-        let width = if level == 0 { 5 } else { 8 };
-        let entries = node.get(9..9 + bitmap.count_ones() as usize * width).ok_or_else(broken)?;
-        Ok(Self { level, bitmap, entries })
+        Self::at(page, index).ok_or_else(|| Error::corrupt(format!("a map page has no node {index}")))
     }
 
-    /// Entry `i`: a slot address in leaves, [`Ref`] bits elsewhere; 0 when absent.
-    pub fn entry(&self, i: usize) -> u64 {
+    fn at(page: &'a [u8], index: u8) -> Option<Self> {
+        let word = |at: usize| Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)));
+        if usize::from(index) >= word(COUNT_AT)? {
+            return None;
+        }
+        let node = page.get(word(TABLE_AT + 2 * usize::from(index))?..)?;
+        let level = *node.first()?;
+        let bitmap = u64::from_le_bytes(node.get(1..NODE_HEADER)?.try_into().ok()?);
+        let len = bitmap.count_ones() as usize * width(level);
+        let entries = node.get(NODE_HEADER..)?.get(..len)?;
+        Some(Self { level, bitmap, entries })
+    }
+
+    /// Entry `i`, by its place among those present; 0 when absent.
+    fn entry(&self, i: usize) -> u64 {
         if i >= FANOUT || self.bitmap >> i & 1 == 0 {
             return 0;
         }
         let rank = (self.bitmap & ((1u64 << i) - 1)).count_ones() as usize;
-        let width = if self.level == 0 { 5 } else { 8 };
+        let width = width(self.level);
         let mut word = [0; 8];
-        match self.entries.get(rank * width..(rank + 1) * width) {
-            Some(bytes) => word.iter_mut().zip(bytes).for_each(|(w, b)| *w = *b),
-            None => return 0,
+        if let Some(bytes) = self.entries.get(rank * width..(rank + 1) * width) {
+            word.iter_mut().zip(bytes).for_each(|(w, b)| *w = *b);
         }
         u64::from_le_bytes(word)
     }
 
-    /// All entries.
-    pub fn entries(&self) -> Box<[u64; FANOUT]> {
-        let mut out = Box::new([0; FANOUT]);
-        out.iter_mut().enumerate().for_each(|(i, e)| *e = self.entry(i));
-        out
+    fn expect(&self, leaf: bool) -> Result<()> {
+        if leaf == (self.level == 0) {
+            return Ok(());
+        }
+        Err(Error::corrupt(format!("a map node of level {} stands where another level belongs", self.level)))
     }
 
-    /// Entry `i` of an inner node.
-    pub fn child(&self, i: usize) -> Ref {
-        Ref::from_bits(self.entry(i))
+    /// The slot address of block `i` of a leaf; 0 for a hole.
+    pub fn slot(&self, i: usize) -> Result<u64> {
+        self.expect(true)?;
+        Ok(self.entry(i))
+    }
+
+    /// Child `i` of an inner node.
+    pub fn child(&self, i: usize) -> Result<Ref> {
+        self.expect(false)?;
+        Ref::from_stored(self.entry(i))
+    }
+
+    /// All entries of a node that is expected at `level`: slot addresses in leaves, [`Ref`] bits elsewhere.
+    pub fn entries(&self, level: u8) -> Result<Box<[u64; FANOUT]>> {
+        if level != self.level {
+            return Err(Error::corrupt(format!("a map node of level {} stands where {level} belongs", self.level)));
+        }
+        let mut out = Box::new([0; FANOUT]);
+        for (i, entry) in out.iter_mut().enumerate() {
+            *entry = if level == 0 { self.entry(i) } else { Ref::from_stored(self.entry(i))?.bits() };
+        }
+        Ok(out)
     }
 }

@@ -46,6 +46,11 @@ impl Record {
         }
     }
 
+    /// Whether other logs build on it: what they hold means nothing without it.
+    pub fn is_structural(&self) -> bool {
+        matches!(self, Record::CreateVolume { .. } | Record::DeleteVolume { .. } | Record::Fork { .. })
+    }
+
     /// Appends the record's bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {

@@ -14,7 +14,7 @@ const CRC_AT: usize = 12;
 pub struct Superblock {
     /// Random identity, repeated in segments and anchors so that files of another pool are noticed.
     pub pool: [u8; 16],
-    /// Creation time, microseconds since 1970.
+    /// Creation time, microseconds since 1970: for people who find the file.
     pub created_us: u64,
 }
 
@@ -41,13 +41,14 @@ impl Superblock {
         }
         let version = r.u16()?;
         r.u16()?;
+        // Magic, version and checksum keep their places in every version: damage is told from age.
+        if r.u32()? != checksum_without(bytes, CRC_AT) {
+            return Err(Error::corrupt("cairn.pool is damaged (checksum mismatch)"));
+        }
         if version != VERSION {
             return Err(Error::invalid(format!(
                 "the pool has format version {version}, this program reads version {VERSION}: use a newer cairn"
             )));
-        }
-        if r.u32()? != checksum_without(bytes, CRC_AT) {
-            return Err(Error::corrupt("cairn.pool is damaged (checksum mismatch)"));
         }
         let mut pool = [0; 16];
         pool.copy_from_slice(r.bytes(16)?);

@@ -3,5 +3,5 @@
 mod scan;
 mod stream;
 
-pub use scan::{scan_stream, ScannedBatch, StreamEnd, TailStart};
+pub use scan::{scan_stream, Candidates, ScannedBatch, StreamEnd, TailStart};
 pub use stream::{FlushJob, OpenSegment, Stream};

@@ -2,7 +2,7 @@
 
 use crate::disk::File;
 use crate::error::{Error, Result};
-use crate::format::batch::Batch;
+use crate::format::batch::{Batch, Identity};
 use crate::format::segment::SegmentHeader;
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
 use crate::types::{SegmentId, SlotAddr, VolumeId};
@@ -21,6 +21,8 @@ pub struct TailStart {
     pub open: Option<(SegmentId, u32)>,
     /// Checksum of the last batch header.
     pub previous_crc: u32,
+    /// The opening that wrote the anchor: everything since was written by it, too.
+    pub epoch: u64,
 }
 
 /// A batch that verified, data included.
@@ -46,11 +48,14 @@ pub struct StreamEnd {
     pub stopped: Option<String>,
 }
 
-/// Scans one stream from `start`. `candidates` are the segments that no anchor knows, by their place
-/// (volume, sequence); `open` opens a segment's file.
+/// Segments that the anchor does not know, by the place they claim. Left-overs of an earlier opening
+/// may claim a place that was given again; the header's chain checksum tells which one follows.
+pub type Candidates = HashMap<(VolumeId, u32), Vec<(SegmentId, SegmentHeader)>>;
+
+/// Scans one stream from `start`; `open` opens a segment's file.
 pub fn scan_stream(
     start: TailStart,
-    candidates: &HashMap<(VolumeId, u32), (SegmentId, SegmentHeader)>,
+    candidates: &Candidates,
     open: &dyn Fn(SegmentId) -> Result<Arc<dyn File>>,
     batches: &mut Vec<ScannedBatch>,
 ) -> Result<StreamEnd> {
@@ -58,16 +63,15 @@ pub fn scan_stream(
         StreamEnd { sequence: start.sequence, previous_crc: start.previous_crc, segments: Vec::new(), stopped: None };
     if let Some((id, next_slot)) = start.open {
         let file = open(id)?;
-        let crcs = known_crcs(&*file, id, next_slot)?;
-        scan_segment(start.volume, id, file, next_slot, crcs, &mut end, batches)?;
+        let crcs = known_crcs(&*file, &start, id, next_slot)?;
+        scan_segment(&start, id, file, next_slot, crcs, &mut end, batches)?;
     }
-    while let Some((id, header)) = candidates.get(&(start.volume, end.sequence + 1)) {
-        if header.previous_crc != end.previous_crc || end.stopped.is_some() {
-            break;
-        }
+    while end.stopped.is_none() {
+        let place = candidates.get(&(start.volume, end.sequence + 1)).map_or(&[][..], Vec::as_slice);
+        let Some((id, _)) = place.iter().find(|(_, header)| header.previous_crc == end.previous_crc) else { break };
         let before = batches.len();
         end.sequence += 1;
-        scan_segment(start.volume, *id, open(*id)?, FIRST_SLOT, Vec::new(), &mut end, batches)?;
+        scan_segment(&start, *id, open(*id)?, FIRST_SLOT, Vec::new(), &mut end, batches)?;
         if batches.len() == before {
             break;
         }
@@ -75,27 +79,36 @@ pub fn scan_stream(
     Ok(end)
 }
 
-/// Rebuilds the checksums of an open segment's anchored part from its batch headers.
-fn known_crcs(file: &dyn File, id: SegmentId, next_slot: u32) -> Result<Vec<u32>> {
-    let mut crcs = Vec::new();
-    let mut slot = FIRST_SLOT;
+/// Rebuilds the checksums of an open segment's anchored part from its batch headers, along their
+/// chain from the segment header to where the anchor says that the log ended.
+fn known_crcs(file: &dyn File, start: &TailStart, id: SegmentId, next_slot: u32) -> Result<Vec<u32>> {
     let mut block = [0; BLOCK];
-    while slot < next_slot {
+    let mut read = |slot: u32| -> Result<[u8; BLOCK]> {
         let addr = SlotAddr::new(id, slot);
         file.read_at(&mut block, u64::from(slot) * BLOCK_U64).map_err(|e| Error::io(format!("reading {addr}"), e))?;
-        let batch = match Batch::decode(&block)? {
-            Some((batch, _)) if batch.addr == addr => batch,
-            _ => return Err(Error::corrupt(format!("the batch header at {addr} is damaged"))),
-        };
+        Ok(block)
+    };
+    let damaged = |slot: u32| Error::corrupt(format!("the log is damaged at {}", SlotAddr::new(id, slot)));
+    let mut previous_crc = SegmentHeader::decode(&read(0)?)?.ok_or_else(|| damaged(0))?.previous_crc;
+    let mut crcs = Vec::new();
+    let mut slot = FIRST_SLOT;
+    while slot < next_slot {
+        let addr = SlotAddr::new(id, slot);
+        let expected = Identity { volume: start.volume, epoch: None, addr, previous_crc };
+        let (batch, crc) = Batch::decode(&read(slot)?, &expected)?.ok_or_else(|| damaged(slot))?;
         crcs.resize(slot as usize + 1, 0);
         crcs.extend_from_slice(&batch.crcs);
         slot += 1 + batch.crcs.len() as u32;
+        previous_crc = crc;
+    }
+    if slot != next_slot || previous_crc != start.previous_crc {
+        return Err(damaged(slot));
     }
     Ok(crcs)
 }
 
 fn scan_segment(
-    volume: VolumeId,
+    start: &TailStart,
     id: SegmentId,
     file: Arc<dyn File>,
     mut slot: u32,
@@ -112,10 +125,9 @@ fn scan_segment(
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
             Err(e) => return Err(Error::io(format!("reading {addr}"), e)),
         }
-        let Some((batch, crc)) = Batch::decode(&block)? else { break };
-        if batch.volume != volume || batch.addr != addr || batch.previous_crc != end.previous_crc {
-            break;
-        }
+        let expected =
+            Identity { volume: start.volume, epoch: Some(start.epoch), addr, previous_crc: end.previous_crc };
+        let Some((batch, crc)) = Batch::decode(&block, &expected)? else { break };
         if slot as usize + 1 + batch.crcs.len() > END_SLOT as usize {
             end.stopped = Some(format!("the batch at {addr} reaches past its segment"));
             break;

@@ -1,5 +1,6 @@
 //! Node references and nodes in memory.
 
+use crate::error::{Error, Result};
 use crate::types::SlotAddr;
 
 /// Children of an inner node, and blocks of a leaf.
@@ -61,9 +62,17 @@ impl Ref {
         }
     }
 
-    /// From stored bits.
+    /// From bits that never left memory.
     pub fn from_bits(bits: u64) -> Self {
         Ref(bits)
+    }
+
+    /// From bits that were on disk, where no reference into memory can be.
+    pub fn from_stored(bits: u64) -> Result<Self> {
+        match Ref(bits).target() {
+            Target::Memory(_) => Err(Error::corrupt(format!("a stored map reference points into memory: {bits:#x}"))),
+            _ => Ok(Ref(bits)),
+        }
     }
 
     /// To stored bits.

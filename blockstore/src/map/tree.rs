@@ -82,7 +82,7 @@ impl Map {
         Ok(match of.target() {
             Target::Hole | Target::Run(_) => Ref::HOLE,
             Target::Memory(id) => Ref::from_bits(self.arena.get(id).entries[i]),
-            Target::Page(addr, node) => NodeView::of(self.cache.get(addr, source)?, node)?.child(i),
+            Target::Page(addr, node) => NodeView::of(self.cache.get(addr, source)?, node)?.child(i)?,
         })
     }
 
@@ -110,7 +110,7 @@ impl Map {
             Target::Hole => [0; FANOUT],
             Target::Run(first) => std::array::from_fn(|i| first.0 + i as u64),
             Target::Memory(id) => *self.arena.get(id).entries,
-            Target::Page(addr, node) => *NodeView::of(self.cache.get(addr, source)?, node)?.entries(),
+            Target::Page(addr, node) => *NodeView::of(self.cache.get(addr, source)?, node)?.entries(0)?,
         })
     }
 
@@ -130,7 +130,7 @@ impl Map {
             Target::Hole => 0,
             Target::Run(first) => first.0 + i as u64,
             Target::Memory(id) => self.arena.get(id).entries[i],
-            Target::Page(addr, node) => NodeView::of(self.cache.get(addr, source)?, node)?.entry(i),
+            Target::Page(addr, node) => NodeView::of(self.cache.get(addr, source)?, node)?.slot(i)?,
         };
         Ok((bits != 0).then_some(SlotAddr(bits)))
     }
@@ -216,7 +216,7 @@ impl Map {
             }
             Target::Page(addr, node) => {
                 change.old.nodes.push((level, base, at));
-                NodeView::of(self.cache.get(addr, change.source)?, node)?.entries()
+                NodeView::of(self.cache.get(addr, change.source)?, node)?.entries(level)?
             }
             Target::Hole => Box::new([0; FANOUT]),
             Target::Run(first) => Box::new(std::array::from_fn(|i| first.0 + i as u64)),
