@@ -13,6 +13,8 @@ const CRC_AT: usize = 8;
 pub const HEADER_BYTES: usize = 56;
 /// Bytes that records and block checksums share.
 pub const BODY_BYTES: usize = BLOCK - HEADER_BYTES;
+/// A batch of the largest size leaves room for its records.
+const _: () = assert!(BATCH_BLOCKS_MAX * size_of::<u32>() < BODY_BYTES && BATCH_BLOCKS_MAX <= u16::MAX as usize);
 
 /// What the next batch header of a stream must say of itself. Bytes that say something else are not
 /// the next batch, whatever they are: left-overs of a recycled file, or blocks that a guest made to

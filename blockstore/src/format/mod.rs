@@ -3,6 +3,8 @@
 pub mod anchor;
 pub mod batch;
 pub mod codec;
+#[cfg(test)]
+mod golden;
 pub mod page;
 pub mod record;
 pub mod segment;

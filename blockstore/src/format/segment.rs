@@ -6,15 +6,23 @@
 use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::VERSION;
 use crate::error::{Error, Result};
-use crate::limits::{BLOCK, CRCS_PER_PAGE, DIRECTORY_PAGES, END_SLOT, SEGMENT_SLOTS};
+use crate::limits::{BLOCK, CRCS_PER_PAGE, DIRECTORY_PAGES, END_SLOT, SEGMENT_SLOTS, SLOT_BITS};
 use crate::types::{SegmentId, VolumeId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CSEG");
 const DIRECTORY_MAGIC: u32 = u32::from_le_bytes(*b"CDIR");
 const CRC_AT: usize = 8;
 const BITMAP_AT: usize = 1024;
+const DIRECTORY_HEADER: usize = 16;
 /// Words of a slot bitmap.
 pub const BITMAP_WORDS: usize = SEGMENT_SLOTS as usize / 64;
+
+/// The bitmap fits the header's block, the directory names every slot, and an address every segment.
+const _: () = {
+    assert!(BITMAP_AT + BITMAP_WORDS * size_of::<u64>() <= BLOCK);
+    assert!(DIRECTORY_HEADER + CRCS_PER_PAGE as usize * size_of::<u32>() == BLOCK);
+    assert!(DIRECTORY_PAGES * CRCS_PER_PAGE >= END_SLOT && SEGMENT_SLOTS == 1 << SLOT_BITS);
+};
 
 /// One bit per slot.
 pub type Bitmap = [u64; BITMAP_WORDS];
@@ -159,6 +167,6 @@ pub fn verify_directory_page(bytes: &[u8], segment: SegmentId, page: u32) -> Res
 
 /// The checksum at `place` of a verified directory page.
 pub fn directory_crc(bytes: &[u8], place: usize) -> Option<u32> {
-    let at = 16 + place * 4;
+    let at = DIRECTORY_HEADER + place * size_of::<u32>();
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
