@@ -213,7 +213,7 @@ impl Pool {
                 at += piece.len();
                 if position % BLOCK_U64 != 0 || piece.len() % BLOCK != 0 {
                     self.commit(volume, &mut group)?;
-                    self.write_unaligned(view, position, piece)?;
+                    self.write_unaligned(view, position, piece, true)?;
                     continue;
                 }
                 let runs = zero_runs(piece);
@@ -234,9 +234,10 @@ impl Pool {
         self.append(volume, group.records, &group.slices, group.crcs)
     }
 
-    /// Completes partial blocks from what is there, then writes whole blocks. The pool has one owner,
-    /// so nothing can come between reading and writing.
-    fn write_unaligned(&mut self, view: View, offset: u64, data: &[u8]) -> Result<()> {
+    /// Completes partial blocks from what is there, then writes whole blocks in one batch; with
+    /// `holes`, zero blocks become holes. The pool has one owner, so nothing can come between
+    /// reading and writing.
+    fn write_unaligned(&mut self, view: View, offset: u64, data: &[u8], holes: bool) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
@@ -244,13 +245,17 @@ impl Pool {
         let last = (offset + data.len() as u64 - 1) / BLOCK_U64;
         let mut whole = vec![0; (last - first + 1) as usize * BLOCK];
         let skip = (offset % BLOCK_U64) as usize;
-        self.read_blocks(view, first, &mut whole[..BLOCK])?;
-        if last != first {
+        // Blocks that are replaced as a whole are not read: they may be damaged.
+        let ragged = (offset + data.len() as u64) % BLOCK_U64 != 0;
+        if skip != 0 || (ragged && last == first) {
+            self.read_blocks(view, first, &mut whole[..BLOCK])?;
+        }
+        if ragged && last != first {
             let at = whole.len() - BLOCK;
             self.read_blocks(view, last, &mut whole[at..])?;
         }
         whole[skip..skip + data.len()].copy_from_slice(data);
-        let runs = zero_runs(&whole);
+        let runs = if holes { zero_runs(&whole) } else { vec![(false, whole.len() / BLOCK)] };
         let mut group = Group::default();
         group.add(first, &whole, &runs);
         self.commit(view.volume, &mut group)
@@ -278,32 +283,36 @@ impl Pool {
         }
         let (first, last) = (offset.div_ceil(BLOCK_U64), end / BLOCK_U64);
         if first > last {
-            return self.write_unaligned(view, offset, &ZERO_BLOCK[..len as usize]);
+            return self.write_unaligned(view, offset, &ZERO_BLOCK[..len as usize], true);
         }
-        self.write_unaligned(view, offset, &ZERO_BLOCK[..(first * BLOCK_U64 - offset) as usize])?;
-        self.write_unaligned(view, last * BLOCK_U64, &ZERO_BLOCK[..(end - last * BLOCK_U64) as usize])?;
-        if first == last {
-            return Ok(());
+        let trim = (first < last).then_some(Record::Trim { block: first, count: last - first });
+        if first * BLOCK_U64 == offset && last * BLOCK_U64 == end {
+            return trim.map_or(Ok(()), |trim| self.log_with_reserve(volume, vec![trim]));
         }
-        self.log_with_reserve(volume, vec![Record::Trim { block: first, count: last - first }])
+        // Partial blocks at the ends and the holes between them are one batch: all or nothing.
+        let (mut head, mut tail) = (ZERO_BLOCK, ZERO_BLOCK);
+        let mut group = Group::default();
+        group.records.extend(trim);
+        if first * BLOCK_U64 != offset {
+            self.read_blocks(view, first - 1, &mut head)?;
+            head[(offset % BLOCK_U64) as usize..].fill(0);
+            group.add(first - 1, &head, &zero_runs(&head));
+        }
+        if last * BLOCK_U64 != end {
+            self.read_blocks(view, last, &mut tail)?;
+            tail[..(end % BLOCK_U64) as usize].fill(0);
+            group.add(last, &tail, &zero_runs(&tail));
+        }
+        self.commit(volume, &mut group)
     }
 
     fn write_stored_zeroes(&mut self, view: View, offset: u64, end: u64) -> Result<()> {
-        static ZEROES: [u8; 64 * BLOCK] = [0; 64 * BLOCK];
+        static ZEROES: [u8; ATOMIC_BYTES_MAX as usize] = [0; ATOMIC_BYTES_MAX as usize];
         let mut at = offset;
         while at < end {
-            let skip = at % BLOCK_U64;
-            if skip != 0 || end - at < BLOCK_U64 {
-                let take = (BLOCK_U64 - skip).min(end - at);
-                self.write_unaligned(view, at, &ZERO_BLOCK[..take as usize])?;
-                at += take;
-                continue;
-            }
-            let blocks = ((end - at) / BLOCK_U64).min(64) as usize;
-            let mut group = Group::default();
-            group.add(at / BLOCK_U64, &ZEROES[..blocks * BLOCK], &[(false, blocks)]);
-            self.commit(view.volume, &mut group)?;
-            at += blocks as u64 * BLOCK_U64;
+            let piece = (end - at).min(ATOMIC_BYTES_MAX);
+            self.write_unaligned(view, at, &ZEROES[..piece as usize], false)?;
+            at += piece;
         }
         Ok(())
     }
