@@ -7,16 +7,18 @@
 //!     which it is dead (`settled`, and the victims chosen at `begin_anchor`);
 //!   * an anchor under its final name is complete: if it does not verify, it is damaged.
 
+use crate::checkpoint::Roots;
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
 use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
 use crate::log::Stream;
-use crate::map::{PageSink, WriteOut};
+use crate::maintain::RESERVE_NAME;
+use crate::map::{Map, PageSink, Ref, WriteOut};
 use crate::pool::{Pool, POOL_STREAM};
 use crate::space::{CompactJob, Segment, Segments};
-use crate::types::{Lsn, SegmentId, SlotAddr};
+use crate::types::{Lsn, RootId, SegmentId, SlotAddr};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
@@ -41,6 +43,8 @@ pub(crate) struct AnchorState {
     pub victims: Vec<Victim>,
     /// Counts dead slots at the last anchor: anything new to clean?
     pub live_blocks: u64,
+    /// `log_bytes` when an anchor found no space: the next one waits until something has changed.
+    pub no_space_at: Option<u64>,
 }
 
 impl AnchorState {
@@ -54,7 +58,12 @@ impl AnchorState {
             cleaning: false,
             victims: Vec::new(),
             live_blocks: 0,
+            no_space_at: None,
         }
+    }
+
+    fn idle(&self) -> bool {
+        !self.running && !self.cleaning && self.no_space_at != Some(self.log_bytes)
     }
 }
 
@@ -73,6 +82,7 @@ pub struct AnchorJob {
     bytes: Vec<u8>,
     sequence: u64,
     upto: Lsn,
+    log_bytes: u64,
     settled: Vec<SegmentId>,
     victims: Vec<Victim>,
 }
@@ -81,14 +91,19 @@ fn anchor_name(sequence: u64) -> String {
     format!("{ANCHOR_PREFIX}{sequence:016x}")
 }
 
+/// A sync that fails for want of space is a failed sync all the same: what it was to write may be gone.
+fn synced(outcome: io::Result<()>) -> io::Result<()> {
+    outcome.map_err(|e| io::Error::other(format!("a sync failed: {e}")))
+}
+
 fn install(disk: &dyn Disk, sequence: u64, bytes: &[u8]) -> io::Result<()> {
     let temporary = "tmp-anchor";
     let _ = disk.remove(temporary);
     let file = disk.create(temporary)?;
     file.write_at(&[IoSlice::new(bytes)], 0)?;
-    file.sync()?;
+    synced(file.sync())?;
     disk.rename(temporary, &anchor_name(sequence))?;
-    disk.sync_names()?;
+    synced(disk.sync_names())?;
     if let Some(before) = sequence.checked_sub(1) {
         let _ = disk.remove(&anchor_name(before));
     }
@@ -152,9 +167,15 @@ pub(crate) fn read_newest(disk: &Arc<dyn Disk>) -> Result<(Anchor, u64)> {
 impl AnchorJob {
     /// Makes everything durable and installs the anchor; blocks.
     pub fn run(&self) -> io::Result<()> {
-        self.files.iter().try_for_each(|file| file.sync())?;
-        self.disk.sync_names()?;
-        install(&*self.disk, self.sequence, &self.bytes)
+        synced(self.files.iter().try_for_each(|file| file.sync()))?;
+        synced(self.disk.sync_names())?;
+        match install(&*self.disk, self.sequence, &self.bytes) {
+            Err(e) if Error::is_no_space(&e) => {
+                let _ = self.disk.remove(RESERVE_NAME);
+                install(&*self.disk, self.sequence, &self.bytes)
+            }
+            done => done,
+        }
     }
 }
 
@@ -207,26 +228,37 @@ impl PageSink for Sink<'_> {
     }
 }
 
+/// Writes what changed below every root; returns the references that replace the tops.
+fn write_roots(roots: &Roots, map: &mut Map, sink: &mut Sink<'_>) -> Result<Vec<(RootId, Ref)>> {
+    let mut tops = Vec::new();
+    let mut pass = WriteOut::new(sink);
+    for (id, root) in roots.iter() {
+        tops.push((id, pass.write(map, root.map.top)?));
+    }
+    pass.finish(map)?;
+    Ok(tops)
+}
+
 impl Pool {
     /// Whether it is time for an anchor.
     pub fn wants_anchor(&self) -> bool {
         let due = self.options.anchor_bytes.max(4 * self.anchors.bytes);
-        !self.anchors.running && !self.anchors.cleaning && self.poisoned.is_none() && self.anchors.log_bytes >= due
+        self.anchors.idle() && self.poisoned.is_none() && self.anchors.log_bytes >= due
     }
 
     /// Whether an anchor would let the cleaner give back space, or save replay, though none is due.
     pub fn wants_idle_anchor(&self) -> bool {
         let died = self.segments.table.live_blocks < self.anchors.live_blocks;
-        !self.anchors.running
-            && !self.anchors.cleaning
-            && self.poisoned.is_none()
-            && (self.anchors.log_bytes > 0 || died)
+        self.anchors.idle() && self.poisoned.is_none() && (self.anchors.log_bytes > 0 || died)
     }
 
     /// Writes changed map nodes to map pages and takes the state down.
     pub fn begin_anchor(&mut self, eager: bool) -> Result<AnchorJob> {
         self.writable()?;
-        self.write_map()?;
+        if let Err(e) = self.write_map_with_reserve() {
+            self.anchors.no_space_at = (e.kind() == ErrorKind::NoSpace).then_some(self.anchors.log_bytes);
+            return Err(e);
+        }
         let upto = self.next_lsn;
         let mut files = std::mem::take(&mut self.anchors.extra_files);
         for stream in self.streams.values() {
@@ -238,19 +270,27 @@ impl Pool {
         let settled = unsettled.map(|(id, _)| id).collect();
         let victims = self.choose_victims(eager);
         self.anchors.running = true;
-        self.anchors.log_bytes = 0;
+        let log_bytes = std::mem::take(&mut self.anchors.log_bytes);
         self.anchors.live_blocks = self.segments.table.live_blocks;
         self.anchors.bytes = bytes.len() as u64;
-        Ok(AnchorJob { disk: self.disk.clone(), files, bytes, sequence, upto, settled, victims })
+        Ok(AnchorJob { disk: self.disk.clone(), files, bytes, sequence, upto, log_bytes, settled, victims })
     }
 
     /// Takes note of an anchor job's outcome.
     pub fn anchored(&mut self, job: AnchorJob, outcome: io::Result<()>) -> Result<()> {
         self.anchors.running = false;
         if let Err(e) = outcome {
-            self.poisoned.get_or_insert_with(|| format!("writing an anchor failed: {e}"));
-            return Err(Error::io("writing an anchor", e));
+            let error = Error::io("writing an anchor", e);
+            // Without space the anchor before still serves, and trims and deletions must go on.
+            if error.kind() == ErrorKind::NoSpace {
+                self.anchors.log_bytes += job.log_bytes;
+                self.anchors.no_space_at = Some(self.anchors.log_bytes);
+            } else {
+                self.poisoned.get_or_insert_with(|| error.to_string());
+            }
+            return Err(error);
         }
+        self.anchors.no_space_at = None;
         self.anchors.sequence = job.sequence;
         self.streams.values_mut().for_each(|stream| stream.flushed(job.upto));
         self.structure_is_durable(None, job.upto);
@@ -271,6 +311,17 @@ impl Pool {
         self.anchored(job, outcome)
     }
 
+    /// On a full disk the reserve makes room for the map pages of one more anchor.
+    fn write_map_with_reserve(&mut self) -> Result<()> {
+        match self.write_map() {
+            Err(e) if e.kind() == ErrorKind::NoSpace => {
+                let _ = self.disk.remove(RESERVE_NAME);
+                self.write_map()
+            }
+            done => done,
+        }
+    }
+
     fn write_map(&mut self) -> Result<()> {
         let mut sink = Sink {
             segments: &mut self.segments,
@@ -280,13 +331,22 @@ impl Pool {
             files: Vec::new(),
         };
         sink.files.extend(sink.open.iter().map(|(_, file, _)| file.clone()));
-        let mut tops = Vec::new();
-        let mut pass = WriteOut::new(&mut sink);
-        for (id, root) in self.roots.iter() {
-            tops.push((id, pass.write(&mut self.map, root.map.top)?));
-        }
-        pass.finish(&mut self.map)?;
+        let outcome = write_roots(&self.roots, &mut self.map, &mut sink);
         let Sink { open, written, filled, files, .. } = sink;
+        let tops = match outcome {
+            Ok(tops) => tops,
+            Err(e) => {
+                // Nothing refers to the segments begun in this pass: they are the cleaner's.
+                let before = self.map_open.as_ref().map(|(id, ..)| *id);
+                let begun = filled.into_iter().chain(open.map(|(id, ..)| id)).filter(|id| Some(*id) != before);
+                begun.for_each(|id| {
+                    if let Some(segment) = self.segments.table.get_mut(id) {
+                        segment.sealed = true;
+                    }
+                });
+                return Err(e);
+            }
+        };
         for (id, top) in tops {
             self.roots.get_mut(id).map.top = top;
         }

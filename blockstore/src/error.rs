@@ -51,11 +51,15 @@ impl Error {
         Self::new(ErrorKind::Invalid, message)
     }
 
+    /// Whether the operating system says that there is no space left.
+    pub(crate) fn is_no_space(source: &io::Error) -> bool {
+        matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+            || source.kind() == io::ErrorKind::StorageFull
+    }
+
     /// Wraps an operating-system error; a full disk keeps its own kind.
     pub fn io(context: impl Into<String>, source: io::Error) -> Self {
-        let full = matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-            || source.kind() == io::ErrorKind::StorageFull;
-        let kind = if full { ErrorKind::NoSpace } else { ErrorKind::Io };
+        let kind = if Self::is_no_space(&source) { ErrorKind::NoSpace } else { ErrorKind::Io };
         Self { kind, message: context.into(), source: Some(source) }
     }
 

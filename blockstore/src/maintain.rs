@@ -11,7 +11,7 @@ use crate::types::{SegmentId, VolumeId};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-const RESERVE_NAME: &str = "reserve";
+pub(crate) const RESERVE_NAME: &str = "reserve";
 /// Bytes kept aside so that trims, deletions and anchors work on a full disk.
 const RESERVE_BYTES: u64 = 16 << 20;
 /// Dead segments kept as spares; more are removed, so that space goes back to the file system.

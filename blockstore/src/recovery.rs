@@ -16,6 +16,7 @@ use crate::format::record::Record;
 use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::limits::BLOCK;
 use crate::log::{scan_stream, Candidates, ScannedBatch, Stream, StreamEnd, TailStart};
+use crate::maintain::RESERVE_NAME;
 use crate::map::{Map, MapRoot, Ref};
 use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
 use crate::space::{segment_name, Segment, Segments};
@@ -37,8 +38,19 @@ pub struct RecoveryReport {
 }
 
 impl Pool {
-    /// Opens the pool on `disk`. The caller holds the pool's lock.
+    /// Opens the pool on `disk`. The caller holds the pool's lock. On a full disk the reserve makes
+    /// room for what opening writes.
     pub fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
+        match Self::recover(disk.clone(), clock.clone(), options) {
+            Err(e) if e.kind() == ErrorKind::NoSpace => {
+                let _ = disk.remove(RESERVE_NAME);
+                Self::recover(disk, clock, options)
+            }
+            done => done,
+        }
+    }
+
+    fn recover(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
         let superblock = Self::read_superblock(&disk)?;
         let (anchor, anchor_bytes) = read_newest(&disk)?;
         if anchor.pool != superblock.pool {
@@ -55,24 +67,24 @@ impl Pool {
             ends.push((start.volume, scan_stream(start, &candidates, &open, &mut batches)?));
         }
         pool.adopt_segments(&ends);
+        // What neither the anchor nor a log's tail knows was prepared, dropped or begun by an anchor
+        // that was not finished. The numbers are about to be given again.
+        let unknown = strangers.into_iter().filter(|id| pool.segments.table.get(*id).is_none());
+        pool.remove_all(unknown.map(segment_name).collect())?;
         pool.replay(batches, &mut report)?;
         for (volume, end) in ends {
             report.dropped.extend(end.stopped.iter().map(|why| format!("log of volume {}: {why}", volume.0)));
             pool.adopt_stream(volume, end)?;
         }
         pool.anchor(false)?;
-        pool.remove_left_overs(strangers)?;
+        pool.remove_all(old_anchors(&pool.disk, pool.anchors.sequence)?)?;
         pool.keep_reserve();
         Ok((pool, report))
     }
 
-    /// Removes what no durable anchor refers to any more: segments that were prepared or dropped,
-    /// and anchors that a kill left behind. Their names must be gone before they are given again.
-    fn remove_left_overs(&self, strangers: Vec<SegmentId>) -> Result<()> {
+    /// Removes left-over files, durably: their names may be given again.
+    fn remove_all(&self, names: Vec<String>) -> Result<()> {
         let wrap = |e| Error::io("removing left-over files", e);
-        let mut names = old_anchors(&self.disk, self.anchors.sequence)?;
-        let unknown = strangers.into_iter().filter(|id| self.segments.table.get(*id).is_none());
-        names.extend(unknown.map(segment_name));
         if names.is_empty() {
             return Ok(());
         }
@@ -255,8 +267,11 @@ fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates,
         }
         strangers.push(id);
         let mut block = [0; BLOCK];
-        if disk.open(&name).and_then(|file| file.read_at(&mut block, 0)).is_err() {
-            continue;
+        match disk.open(&name).and_then(|file| file.read_at(&mut block, 0)) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => continue,
+            // It may hold promised changes: what cannot be read is not given up.
+            Err(e) => return Err(wrap(e)),
         }
         match SegmentHeader::decode(&block) {
             Ok(Some(header))

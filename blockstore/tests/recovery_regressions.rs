@@ -262,3 +262,40 @@ fn an_anchor_under_another_number_is_refused() {
     let error = try_open(&disk).map(drop).unwrap_err();
     assert!(error.to_string().contains("anchor-00000000000000ff"), "{error}");
 }
+
+/// Segments prepared or begun since the newest anchor kept their numbers, which the opening gave to
+/// its first map segment: "creating a segment: File exists", at every attempt. A kill soon after the
+/// start of a daemon that keeps spares was enough.
+#[test]
+fn a_spare_does_not_stop_the_opening() {
+    let (disk, mut pool) = new_pool();
+    let a = create(&mut pool, "a");
+    pool.write(a, 0, &[1; BLOCK]).unwrap();
+    let number = pool.spares_wanted(1).unwrap().unwrap();
+    let file = blockstore::prepare_segment(&disk.handle(), number).unwrap();
+    pool.add_spare(number, file);
+    drop(pool);
+    assert_eq!(block(&mut open(&disk.after_kill()), "a", 0), [1; BLOCK]);
+}
+
+/// A segment begun since the newest anchor could not be read for a moment while the pool was opened;
+/// it was taken for a left-over and removed, with all it held.
+#[test]
+fn a_segment_that_cannot_be_read_is_not_given_up() {
+    let (disk, mut pool) = new_pool();
+    let a = create(&mut pool, "a");
+    pool.write(a, 0, &[1; BLOCK]).unwrap();
+    pool.flush(a).unwrap();
+    drop(pool);
+    for call in 1.. {
+        let disk = disk.after_kill();
+        disk.inject(disk.calls() + call, blockstore::testing::Fault::Io);
+        let opened = try_open(&disk).map(drop);
+        let fired = disk.fault_fired();
+        assert!(!fired || call > 6 || opened.is_err(), "call {call}: the error went unnoticed");
+        assert_eq!(block(&mut open(&disk.after_kill()), "a", 0), [1; BLOCK], "call {call}");
+        if !fired {
+            break;
+        }
+    }
+}
