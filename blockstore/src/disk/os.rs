@@ -3,6 +3,8 @@
 //! Buffered on purpose: an acknowledged write only has to reach the kernel, and recent blocks are
 //! read back from the cache (measurement: `docs/decisions/0002-buffered-log.md`).
 
+#![expect(clippy::disallowed_methods, reason = "the one place that reaches the operating system's files")]
+
 use super::{Disk, File};
 use std::fs;
 use std::io::{self, IoSlice};

@@ -148,7 +148,7 @@ impl Anchor {
         self.roots.iter().for_each(|root| put_root(&mut out, root));
         out.put_u32(self.segments.len() as u32);
         self.segments.iter().for_each(|segment| put_segment(&mut out, segment));
-        let body = (out.len() - HEADER) as u64;
+        let body = out.len().saturating_sub(HEADER) as u64;
         if let Some(field) = out.get_mut(LEN_AT..HEADER) {
             field.copy_from_slice(&body.to_le_bytes());
         }

@@ -104,10 +104,10 @@ impl Batch {
             return Err(Error::corrupt(format!("a batch claims {block_count} blocks")));
         }
         let mut records = Vec::new();
-        let mut blocks = 0;
+        let mut blocks = 0u64;
         for _ in 0..record_count {
             let record = Record::decode(&mut r)?;
-            blocks += record.data_blocks();
+            blocks = record.data_blocks().saturating_add(blocks);
             records.push(record);
         }
         if blocks != block_count as u64 {

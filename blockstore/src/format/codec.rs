@@ -110,14 +110,14 @@ pub fn checksum_without(bytes: &[u8], at: usize) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(bytes.get(..at).unwrap_or_default());
     hasher.update(&[0; 4]);
-    hasher.update(bytes.get(at + 4..).unwrap_or_default());
+    hasher.update(bytes.get(at.saturating_add(4)..).unwrap_or_default());
     hasher.finalize()
 }
 
 /// Computes and stores the checksum that [`checksum_without`] verifies.
 pub fn seal_checksum(bytes: &mut [u8], at: usize) -> u32 {
     let crc = checksum_without(bytes, at);
-    if let Some(field) = bytes.get_mut(at..at + 4) {
+    if let Some(field) = bytes.get_mut(at..at.saturating_add(4)) {
         field.copy_from_slice(&crc.to_le_bytes());
     }
     crc

@@ -1,5 +1,8 @@
 //! Bytes to structs and back: pure, bounded, without panics. `docs/FORMAT.md` is normative.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
 pub mod anchor;
 pub mod batch;
 pub mod codec;

@@ -3,6 +3,8 @@
 //! Sparse nodes cost what they hold: a bitmap says which of the 64 entries are present, 5 bytes
 //! each in leaves, 8 in inner nodes. Twelve full leaves share a page.
 
+#![expect(clippy::arithmetic_side_effects, reason = "sums of constants and of numbers below 2^17 cannot overflow")]
+
 use super::codec::{checksum_without, seal_checksum, Append};
 use crate::error::{Error, Result};
 use crate::limits::BLOCK;

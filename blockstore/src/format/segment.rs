@@ -3,6 +3,8 @@
 //! A full segment keeps slot `n` at byte `n * 4096`. A packed one keeps only the slots of its
 //! bitmap, in order, behind header and directory: addresses stay, the file shrinks.
 
+#![expect(clippy::arithmetic_side_effects, reason = "sums of constants, slots and page numbers cannot overflow")]
+
 use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::VERSION;
 use crate::error::{Error, Result};

@@ -3,6 +3,8 @@
 //! Source: the NetworkBlockDevice project's `proto.md`. Every length is compared with a limit before
 //! anything is allocated for it; nothing a client sends can panic.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
+
 mod handshake;
 pub mod limits;
 mod reply;
