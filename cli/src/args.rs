@@ -76,9 +76,18 @@ pub enum Verb {
 /// Options of the daemon.
 #[derive(Args)]
 pub struct ServeArgs {
-    /// Serve NBD here: unix:PATH or tcp:HOST:PORT (loopback); may be repeated
+    /// Serve NBD here: unix:PATH or tcp:HOST:PORT (beyond loopback only with TLS); may be repeated
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<String>,
+    /// Certificate chain of this daemon; with it every TCP client must use TLS
+    #[arg(long, value_name = "PEM", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate
+    #[arg(long, value_name = "PEM", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities whose clients are let in; without it every client that can connect is
+    #[arg(long, value_name = "PEM", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
     /// Memory for map pages
     #[arg(long, default_value = "256M", value_name = "SIZE")]
     pub map_cache: String,

@@ -14,6 +14,8 @@ mod open;
 mod poll;
 mod server;
 mod session;
+mod tls;
 
 pub use open::{open_pool, random_id, PoolLock, SystemClock};
-pub use server::{Listen, Server, ServerOptions};
+pub use server::{Listen, Server, ServerOptions, Stopper};
+pub use tls::{Tls, TlsFiles};

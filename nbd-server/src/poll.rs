@@ -47,6 +47,11 @@ impl Poll {
         self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
     }
 
+    /// Stops watching `fd`, which lives on elsewhere.
+    pub fn remove(&self, fd: RawFd) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
+    }
+
     /// Waits up to `timeout_ms` (-1: for ever); fills `out` with token and events.
     pub fn wait(&self, out: &mut Vec<(u64, u32)>, timeout_ms: i32) -> io::Result<()> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 64];
@@ -93,4 +98,43 @@ pub fn signal_fd() -> io::Result<OwnedFd> {
         check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
         check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)).map(own)
     }
+}
+
+/// Interest of [`wait_two`] in reading.
+pub const READ_EVENTS: i16 = libc::POLLIN;
+/// Interest of [`wait_two`] in writing.
+pub const WRITE_EVENTS: i16 = libc::POLLOUT;
+
+/// What a descriptor is ready for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ready {
+    /// Bytes, or the end, can be read.
+    pub read: bool,
+    /// Bytes can be written.
+    pub write: bool,
+    /// The other side is gone.
+    pub closed: bool,
+}
+
+/// Waits up to `timeout_ms` (-1: for ever) for either of two descriptors; `None` is left out.
+pub fn wait_two(
+    first: (Option<RawFd>, i16),
+    second: (Option<RawFd>, i16),
+    timeout_ms: i32,
+) -> io::Result<(Ready, Ready)> {
+    let mut fds = [first, second].map(|(fd, events)| libc::pollfd { fd: fd.unwrap_or(-1), events, revents: 0 });
+    // SAFETY: `fds` is a live array of two entries.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout_ms) }) {
+        Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(e),
+        _ => {}
+    }
+    let ready = fds.map(|fd| {
+        let closed = fd.revents & (libc::POLLHUP | libc::POLLERR) != 0;
+        Ready {
+            read: fd.revents & libc::POLLIN != 0 || closed && fd.events & libc::POLLIN != 0,
+            write: fd.revents & libc::POLLOUT != 0 || closed && fd.events & libc::POLLOUT != 0,
+            closed,
+        }
+    });
+    Ok((ready[0], ready[1]))
 }

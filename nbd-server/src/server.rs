@@ -4,20 +4,22 @@ use crate::control;
 use crate::exports::{resolve, split_export, PoolExports};
 use crate::jobs::{Done, Job, Workers};
 use crate::metrics::Metrics;
-use crate::nbd::{Handshake, HandshakeStep};
+use crate::nbd::{Gate, GateStep, Handshake, HandshakeStep};
 use crate::poll::{self, Poll};
 use crate::session::{Next, Session, Wait};
+use crate::tls::Tls;
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::{FlushJob, Pool, VolumeId};
 use serde_json::{json, Value};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +28,7 @@ use std::time::{Duration, Instant};
 pub enum Listen {
     /// A Unix socket.
     Unix(PathBuf),
-    /// A TCP address; loopback only.
+    /// A TCP address; beyond loopback only with TLS.
     Tcp(String),
 }
 
@@ -38,6 +40,8 @@ pub struct ServerOptions {
     pub listen: Vec<Listen>,
     /// Prepared segments to keep ready.
     pub spares: usize,
+    /// Required of every TCP client when given.
+    pub tls: Option<Tls>,
 }
 
 /// Connections at a time: one more is closed at once.
@@ -91,6 +95,7 @@ impl Socket {
 }
 
 enum Role {
+    Gate(Gate, Instant),
     Handshake(Handshake, Instant),
     Session(Session),
     Control,
@@ -128,12 +133,25 @@ struct Syncing {
     next: Vec<Waiter>,
 }
 
+/// Ends a server from another thread, as SIGTERM does.
+#[derive(Clone)]
+pub struct Stopper(Arc<(AtomicBool, OwnedFd)>);
+
+impl Stopper {
+    /// Asks the server to close cleanly; `run` returns when it has.
+    pub fn stop(&self) {
+        self.0 .0.store(true, Ordering::Release);
+        poll::signal_event(self.0 .1.as_raw_fd());
+    }
+}
+
 /// The daemon.
 pub struct Server {
     pool: Pool,
     disk: Arc<dyn Disk>,
     poll: Poll,
     wake: OwnedFd,
+    stop: Stopper,
     signals: OwnedFd,
     control: UnixListener,
     listeners: Vec<Listener>,
@@ -144,6 +162,7 @@ pub struct Server {
     syncing: HashMap<VolumeId, Syncing>,
     metrics: Metrics,
     spares: usize,
+    tls: Option<Tls>,
     spare_pending: bool,
     last_activity: Instant,
     /// Log segments begun, and when that last changed.
@@ -161,13 +180,17 @@ fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn listen_tcp(address: &str) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    if !listener.local_addr()?.ip().is_loopback() {
-        let text =
-            format!("{address} is not a loopback address: NBD without TLS is served on loopback and Unix sockets only");
+fn listen_tcp(address: &str, tls: bool) -> io::Result<TcpListener> {
+    let explain = |e: io::Error| io::Error::new(e.kind(), format!("listening on {address}: {e}"));
+    let found = address.to_socket_addrs().map_err(explain)?.collect::<Vec<_>>();
+    if !tls && found.iter().any(|a| !a.ip().is_loopback()) {
+        let text = format!(
+            "{address} is not a loopback address: give --tls-cert and --tls-key, and --tls-client-ca to let in only \
+             clients you know; without TLS, NBD is served on loopback and Unix sockets only"
+        );
         return Err(io::Error::new(ErrorKind::InvalidInput, text));
     }
+    let listener = TcpListener::bind(found.as_slice()).map_err(explain)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -179,6 +202,7 @@ impl Server {
         let wake = poll::event_fd()?;
         let wake_fd = wake.as_raw_fd();
         let workers = Workers::start(move || poll::signal_event(wake_fd))?;
+        let stop = Stopper(Arc::new((AtomicBool::new(false), wake.try_clone()?)));
         let poll = Poll::new()?;
         poll.add(signals.as_raw_fd(), TOKEN_SIGNAL, poll::READ)?;
         poll.add(wake.as_raw_fd(), TOKEN_WAKE, poll::READ)?;
@@ -198,7 +222,7 @@ impl Server {
                     (Listener::Unix(listener), fd)
                 }
                 Listen::Tcp(address) => {
-                    let listener = listen_tcp(address)?;
+                    let listener = listen_tcp(address, options.tls.is_some())?;
                     let fd = listener.as_raw_fd();
                     (Listener::Tcp(listener), fd)
                 }
@@ -212,6 +236,7 @@ impl Server {
             disk: Arc::new(OsDisk::new(&options.folder)),
             poll,
             wake,
+            stop,
             signals,
             control,
             listeners,
@@ -222,13 +247,28 @@ impl Server {
             syncing: HashMap::new(),
             metrics: Metrics::default(),
             spares: options.spares,
+            tls: options.tls,
             spare_pending: false,
             last_activity: Instant::now(),
             segments_seen: (0, Instant::now()),
         })
     }
 
-    /// Serves until SIGTERM or SIGINT, then closes cleanly.
+    /// A handle that ends [`Server::run`] from elsewhere.
+    pub fn stopper(&self) -> Stopper {
+        self.stop.clone()
+    }
+
+    /// Where TCP clients are accepted; tells the port when port 0 was asked for.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let address = |l: &Listener| match l {
+            Listener::Tcp(l) => l.local_addr().ok(),
+            Listener::Unix(_) => None,
+        };
+        self.listeners.iter().filter_map(address).collect()
+    }
+
+    /// Serves until SIGTERM or SIGINT, or until its [`Stopper`] is used, then closes cleanly.
     pub fn run(mut self) -> io::Result<()> {
         let mut events = Vec::new();
         let mut housekeeping = Instant::now();
@@ -243,6 +283,7 @@ impl Server {
                     TOKEN_WAKE => {
                         poll::drain(self.wake.as_raw_fd());
                         self.collect();
+                        running &= !self.stop.0 .0.load(Ordering::Acquire);
                     }
                     TOKEN_CONTROL => self.accept_control(),
                     token if token < TOKEN_LISTEN + self.listeners.len() as u64 => {
@@ -441,8 +482,13 @@ impl Server {
             };
             let Ok(socket) = accepted else { return };
             let mut greeting = Vec::new();
-            let handshake = Handshake::new(&mut greeting);
-            self.add(socket, Role::Handshake(handshake, Instant::now()), greeting);
+            let gated = self.tls.is_some() && matches!(socket, Socket::Tcp(_));
+            let role = if gated {
+                Role::Gate(Gate::new(&mut greeting), Instant::now())
+            } else {
+                Role::Handshake(Handshake::new(&mut greeting), Instant::now())
+            };
+            self.add(socket, role, greeting);
         }
     }
 
@@ -466,6 +512,7 @@ impl Server {
                 return;
             }
             match &mut conn.role {
+                Role::Gate(..) => return self.pass_gate(token),
                 Role::Handshake(..) => {
                     if !self.negotiate(token) {
                         return;
@@ -477,6 +524,32 @@ impl Server {
         }
     }
 
+    /// The plaintext stage of a TCP client that must use TLS.
+    fn pass_gate(&mut self, token: u64) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        let Role::Gate(gate, _) = &mut conn.role else { return };
+        let (used, step) = gate.step(&conn.input[conn.start..conn.end], &mut conn.out);
+        conn.start += used;
+        match step {
+            GateStep::NeedMore => {}
+            GateStep::Close => conn.closing = true,
+            GateStep::Secure(handshake) => self.secure(token, handshake),
+        }
+    }
+
+    /// Hands a client's socket to a TLS relay; `inside` goes on with the plaintext that comes out.
+    fn secure(&mut self, token: u64, inside: Handshake) {
+        let (Some(conn), Some(tls)) = (self.conns.remove(&token), &self.tls) else { return };
+        let Socket::Tcp(socket) = conn.socket else { return };
+        if self.poll.remove(socket.as_raw_fd()).is_err() {
+            return;
+        }
+        match tls.start(socket, conn.out[conn.sent..].to_vec()) {
+            Ok(stream) => self.add(Socket::Unix(stream), Role::Handshake(inside, Instant::now()), Vec::new()),
+            Err(e) => eprintln!("cairn: TLS: {e}"),
+        }
+    }
+
     /// `true` when the client has become a session.
     fn negotiate(&mut self, token: u64) -> bool {
         let Some(conn) = self.conns.get_mut(&token) else { return false };
@@ -484,8 +557,9 @@ impl Server {
         let input = &conn.input[conn.start..conn.end];
         let (used, step) = handshake.step(input, &mut PoolExports(&mut self.pool), &mut conn.out);
         conn.start += used;
+        conn.more = step == HandshakeStep::Send;
         match step {
-            HandshakeStep::NeedMore => false,
+            HandshakeStep::NeedMore | HandshakeStep::Send => false,
             HandshakeStep::Close => {
                 conn.closing = true;
                 false
@@ -634,7 +708,7 @@ impl Server {
     }
 
     fn expire(&mut self) {
-        let late = |conn: &Conn| matches!(&conn.role, Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
+        let late = |conn: &Conn| matches!(&conn.role, Role::Gate(_, since) | Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
         self.conns.retain(|_, conn| !late(conn));
     }
 

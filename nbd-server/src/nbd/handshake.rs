@@ -1,38 +1,25 @@
-//! Fixed newstyle negotiation, one option at a time.
+//! Fixed newstyle negotiation, one option at a time, on a channel that is trusted enough: a Unix
+//! socket, loopback, or the inside of TLS.
+//!
+//! Invariants
+//!   * nothing is opened for a client that has not named an export;
+//!   * output waits: beyond `ANSWER_BYTES_MAX` unsent bytes no further option is looked at;
+//!   * every client byte sequence ends in an answer, a session or a disconnect, never a panic.
+//!
+//! Not here: framing (`option`), the stage before TLS (`gate`), requests (`request`).
 
-use super::limits::{CONTEXTS_MAX, NAME_BYTES_MAX, OPTIONS_MAX, OPTION_BYTES_MAX, OPTION_SKIP_MAX, PAYLOAD_MAX};
+use super::limits::{ANSWER_BYTES_MAX, CONTEXTS_MAX, LIST_MAX, NAME_BYTES_MAX, PAYLOAD_MAX};
+use super::option::{
+    greet, refuse, reply, ClientFlags, Framed, Framer, ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, OPT_ABORT,
+    OPT_EXPORT_NAME, OPT_EXTENDED, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META, OPT_SET_META, OPT_STARTTLS,
+    OPT_STRUCTURED, REP_ACK, REP_INFO, REP_META, REP_SERVER,
+};
 use super::wire::{u16_at, u32_at};
-
-const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
-const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
-const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-
-const OPT_EXPORT_NAME: u32 = 1;
-const OPT_ABORT: u32 = 2;
-const OPT_LIST: u32 = 3;
-const OPT_INFO: u32 = 6;
-const OPT_GO: u32 = 7;
-const OPT_STRUCTURED: u32 = 8;
-const OPT_LIST_META: u32 = 9;
-const OPT_SET_META: u32 = 10;
-const OPT_EXTENDED: u32 = 11;
-
-const REP_ACK: u32 = 1;
-const REP_SERVER: u32 = 2;
-const REP_INFO: u32 = 3;
-const REP_META: u32 = 4;
-const ERR_UNSUP: u32 = 1 << 31 | 1;
-const ERR_INVALID: u32 = 1 << 31 | 3;
-const ERR_UNKNOWN: u32 = 1 << 31 | 6;
-const ERR_TOO_BIG: u32 = 1 << 31 | 9;
 
 const INFO_EXPORT: u16 = 0;
 const INFO_NAME: u16 = 1;
 const INFO_DESCRIPTION: u16 = 2;
 const INFO_BLOCK_SIZE: u16 = 3;
-
-const CLIENT_FIXED: u32 = 1;
-const CLIENT_NO_ZEROES: u32 = 2;
 
 /// What a client is told of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,93 +84,57 @@ pub struct Negotiated {
 pub enum HandshakeStep {
     /// More bytes are needed.
     NeedMore,
+    /// Send what is in the buffer, then go on: input may be left.
+    Send,
     /// Serve requests.
     Serve(Box<Negotiated>),
     /// Send what is in the buffer and close.
     Close,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Flags,
-    Options,
-}
-
 /// One client's negotiation.
 pub struct Handshake {
-    phase: Phase,
-    no_zeroes: bool,
+    framer: Framer,
+    /// Inside TLS already.
+    secured: bool,
     structured: bool,
     extended: bool,
     contexts: Vec<MetaContext>,
     contexts_for: Option<String>,
-    options: u32,
-    skip: usize,
 }
 
 impl Handshake {
     /// Starts: `out` gets the server's greeting.
     pub fn new(out: &mut Vec<u8>) -> Self {
-        out.extend(INIT_MAGIC);
-        out.extend(OPTION_MAGIC);
-        out.extend(3u16.to_be_bytes());
-        Self {
-            phase: Phase::Flags,
-            no_zeroes: false,
-            structured: false,
-            extended: false,
-            contexts: Vec::new(),
-            contexts_for: None,
-            options: 0,
-            skip: 0,
-        }
+        greet(out);
+        Self::with(Framer::default(), false)
+    }
+
+    /// Starts inside TLS, where there is no greeting and nothing has been agreed yet.
+    pub(super) fn secured(flags: ClientFlags) -> Self {
+        Self::with(Framer::greeted(flags), true)
+    }
+
+    fn with(framer: Framer, secured: bool) -> Self {
+        Self { framer, secured, structured: false, extended: false, contexts: Vec::new(), contexts_for: None }
     }
 
     /// Consumes what it can of `input` and answers into `out`; returns the bytes consumed.
     pub fn step(&mut self, input: &[u8], exports: &mut dyn Exports, out: &mut Vec<u8>) -> (usize, HandshakeStep) {
         let mut used = 0;
         loop {
-            let rest = input.get(used..).unwrap_or_default();
-            if self.skip > 0 {
-                let n = self.skip.min(rest.len());
-                self.skip -= n;
-                used += n;
-                if self.skip > 0 {
-                    return (used, HandshakeStep::NeedMore);
+            if out.len() > ANSWER_BYTES_MAX {
+                return (used, HandshakeStep::Send);
+            }
+            match self.framer.next(input, &mut used) {
+                Framed::NeedMore => return (used, HandshakeStep::NeedMore),
+                Framed::Fatal | Framed::TooBig(OPT_EXPORT_NAME) => return (used, HandshakeStep::Close),
+                Framed::TooBig(option) => refuse(out, option, ERR_TOO_BIG, "option payload is too long"),
+                Framed::Option(option, data) => {
+                    if let Some(step) = self.option(option, data, exports, out) {
+                        return (used, step);
+                    }
                 }
-                continue;
-            }
-            if self.phase == Phase::Flags {
-                let Some(flags) = u32_at(rest, 0) else { return (used, HandshakeStep::NeedMore) };
-                used += 4;
-                if flags & !(CLIENT_FIXED | CLIENT_NO_ZEROES) != 0 {
-                    return (used, HandshakeStep::Close);
-                }
-                self.no_zeroes = flags & CLIENT_NO_ZEROES != 0;
-                self.phase = Phase::Options;
-                continue;
-            }
-            let (Some(option), Some(len)) = (u32_at(rest, 8), u32_at(rest, 12)) else {
-                return (used, HandshakeStep::NeedMore);
-            };
-            if rest.get(..8) != Some(OPTION_MAGIC) || self.options >= OPTIONS_MAX || len > OPTION_SKIP_MAX {
-                return (used, HandshakeStep::Close);
-            }
-            if len > OPTION_BYTES_MAX {
-                if option == OPT_EXPORT_NAME {
-                    return (used, HandshakeStep::Close);
-                }
-                used += 16;
-                self.options += 1;
-                self.skip = len as usize;
-                refuse(out, option, ERR_TOO_BIG, "option payload is too long");
-                continue;
-            }
-            let Some(data) = rest.get(16..16 + len as usize) else { return (used, HandshakeStep::NeedMore) };
-            used += 16 + data.len();
-            self.options += 1;
-            if let Some(step) = self.option(option, data, exports, out) {
-                return (used, step);
             }
         }
     }
@@ -202,7 +153,7 @@ impl Handshake {
                 return Some(HandshakeStep::Close);
             }
             OPT_LIST if data.is_empty() => {
-                for name in exports.list() {
+                for name in exports.list().into_iter().take(LIST_MAX) {
                     let mut body = (name.len() as u32).to_be_bytes().to_vec();
                     body.extend(name.as_bytes());
                     reply(out, option, REP_SERVER, &body);
@@ -217,6 +168,7 @@ impl Handshake {
                 (self.structured, self.extended) = (true, true);
                 reply(out, option, REP_ACK, &[]);
             }
+            OPT_STARTTLS if self.secured => refuse(out, option, ERR_INVALID, "TLS is in use already"),
             OPT_LIST | OPT_STRUCTURED | OPT_EXTENDED => {
                 refuse(out, option, ERR_INVALID, "this option takes no payload")
             }
@@ -238,8 +190,8 @@ impl Handshake {
         let name = std::str::from_utf8(data).ok().filter(|name| name.len() <= NAME_BYTES_MAX);
         let Some(export) = name.and_then(|name| exports.open(name).ok()) else { return HandshakeStep::Close };
         out.extend(export.size.to_be_bytes());
-        out.extend(transmission_flags(&export).to_be_bytes());
-        if !self.no_zeroes {
+        out.extend(self.transmission_flags(&export).to_be_bytes());
+        if !self.framer.flags().is_some_and(|flags| flags.no_zeroes) {
             out.extend([0; 124]);
         }
         self.negotiated(export)
@@ -265,7 +217,7 @@ impl Handshake {
         };
         let mut body = INFO_EXPORT.to_be_bytes().to_vec();
         body.extend(export.size.to_be_bytes());
-        body.extend(transmission_flags(&export).to_be_bytes());
+        body.extend(self.transmission_flags(&export).to_be_bytes());
         reply(out, option, REP_INFO, &body);
         let mut body = INFO_BLOCK_SIZE.to_be_bytes().to_vec();
         for size in [1, 4096, PAYLOAD_MAX] {
@@ -281,6 +233,24 @@ impl Handshake {
         }
         reply(out, option, REP_ACK, &[]);
         (option == OPT_GO).then(|| self.negotiated(export))
+    }
+
+    fn transmission_flags(&self, export: &ExportInfo) -> u16 {
+        const HAS_FLAGS: u16 = 1;
+        const READ_ONLY: u16 = 1 << 1;
+        const FLUSH: u16 = 1 << 2;
+        const FUA: u16 = 1 << 3;
+        const TRIM: u16 = 1 << 5;
+        const WRITE_ZEROES: u16 = 1 << 6;
+        const DF: u16 = 1 << 7;
+        const MULTI_CONN: u16 = 1 << 8;
+        const CACHE: u16 = 1 << 10;
+        const FAST_ZERO: u16 = 1 << 11;
+        const STATUS_PAYLOAD: u16 = 1 << 12;
+        let changes = if export.read_only { READ_ONLY } else { TRIM | WRITE_ZEROES | FAST_ZERO };
+        let pieces = if self.structured { DF } else { 0 };
+        let filter = if self.extended { STATUS_PAYLOAD } else { 0 };
+        HAS_FLAGS | FLUSH | FUA | MULTI_CONN | CACHE | changes | pieces | filter
     }
 
     fn meta(&mut self, option: u32, data: &[u8], exports: &mut dyn Exports, out: &mut Vec<u8>) {
@@ -326,21 +296,6 @@ impl Handshake {
     }
 }
 
-fn transmission_flags(export: &ExportInfo) -> u16 {
-    const HAS_FLAGS: u16 = 1;
-    const READ_ONLY: u16 = 1 << 1;
-    const FLUSH: u16 = 1 << 2;
-    const FUA: u16 = 1 << 3;
-    const TRIM: u16 = 1 << 5;
-    const WRITE_ZEROES: u16 = 1 << 6;
-    const DF: u16 = 1 << 7;
-    const MULTI_CONN: u16 = 1 << 8;
-    const CACHE: u16 = 1 << 10;
-    const FAST_ZERO: u16 = 1 << 11;
-    let read_only = if export.read_only { READ_ONLY } else { 0 };
-    HAS_FLAGS | FLUSH | FUA | TRIM | WRITE_ZEROES | DF | MULTI_CONN | CACHE | FAST_ZERO | read_only
-}
-
 /// A string with a 32-bit length, and what follows it.
 fn split_name(data: &[u8]) -> Option<(&str, &[u8])> {
     let len = u32_at(data, 0)? as usize;
@@ -362,23 +317,14 @@ fn queries(data: &[u8]) -> Option<Vec<&str>> {
     rest.is_empty().then_some(out)
 }
 
-fn reply(out: &mut Vec<u8>, option: u32, kind: u32, body: &[u8]) {
-    out.extend(REPLY_MAGIC.to_be_bytes());
-    out.extend(option.to_be_bytes());
-    out.extend(kind.to_be_bytes());
-    out.extend((body.len() as u32).to_be_bytes());
-    out.extend(body);
-}
-
-fn refuse(out: &mut Vec<u8>, option: u32, kind: u32, why: &str) {
-    reply(out, option, kind, why.as_bytes());
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::limits::OPTION_BYTES_MAX;
+    use super::super::option::OPTION_MAGIC;
     use super::*;
 
-    struct One;
+    /// A server with one export.
+    pub struct One;
 
     impl Exports for One {
         fn list(&mut self) -> Vec<String> {

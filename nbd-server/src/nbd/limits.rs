@@ -16,3 +16,8 @@ pub const PAYLOAD_MAX: u32 = 32 << 20;
 pub const EXTENTS_MAX: usize = 4096;
 /// Longest error text sent to a client.
 pub const ERROR_TEXT_MAX: usize = 256;
+/// Unsent handshake answers beyond which no further option is read: a client that repeats LIST
+/// waits for its own answers.
+pub const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// Exports named in one answer to LIST: the others can still be opened by name.
+pub const LIST_MAX: usize = 4096;

@@ -1,0 +1,80 @@
+//! A daemon in this process, on a pool of its own, and the smallest honest client.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+pub mod wire;
+
+use blockstore::PoolOptions;
+use nbd_server::{open_pool, Listen, Server, ServerOptions, Stopper, Tls};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Bytes of the volume `disk`.
+pub const DISK_BYTES: u64 = 256 << 20;
+
+/// A running daemon; ends with the value.
+pub struct Daemon {
+    pub folder: tempfile::TempDir,
+    pub tcp: Vec<SocketAddr>,
+    stopper: Stopper,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Daemon {
+    /// Serves `disk` on `nbd.sock` in a new folder.
+    pub fn start() -> Self {
+        Self::with(&[], None).expect("the daemon starts")
+    }
+
+    /// Also serves TCP on `tcp`, with or without TLS.
+    pub fn with(tcp: &[&str], tls: Option<Tls>) -> io::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (lock, mut pool, _) = open_pool(&folder.path().join("pool"), true, PoolOptions::default()).expect("a pool");
+        let (_, job) = pool.create_volume("disk", DISK_BYTES).expect("a volume");
+        pool.finish(job).expect("a durable volume");
+        let mut listen = vec![Listen::Unix(folder.path().join("nbd.sock"))];
+        listen.extend(tcp.iter().map(|address| Listen::Tcp((*address).to_owned())));
+        let options = ServerOptions { folder: folder.path().join("pool"), listen, spares: 0, tls };
+        let server = Server::new(pool, options)?;
+        let (stopper, tcp) = (server.stopper(), server.addresses());
+        let thread = std::thread::spawn(move || {
+            let outcome = server.run();
+            drop(lock);
+            outcome
+        });
+        Ok(Self { folder, tcp, stopper, thread: Some(thread) })
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("nbd.sock")
+    }
+
+    /// A plain connection, with a time limit on every read and write.
+    pub fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).expect("the daemon accepts");
+        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            set(&stream, Some(Duration::from_secs(30))).expect("a time limit");
+        }
+        stream
+    }
+
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Ends the daemon and tells how it ended.
+    pub fn stop(&mut self) -> io::Result<()> {
+        self.stopper.stop();
+        self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the daemon does not panic"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.stop();
+    }
+}
