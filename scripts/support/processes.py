@@ -47,10 +47,17 @@ def run(*command, stdin=None, timeout=120, check=True, env=None, cwd=None):
     except FileNotFoundError as error:
         raise Failed(f"{words[0]} is not installed: run scripts/setup test") from error
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"{' '.join(words)}: no end after {timeout} s") from error
+        raise Failed(f"no end after {timeout} s of {shown(words)}") from error
     if check and done.returncode != 0:
-        raise Failed(f"{' '.join(words)}: exit status {done.returncode}\n{done.stdout}{done.stderr}".rstrip())
+        said = (done.stdout + done.stderr).strip().splitlines()[-12:]
+        raise Failed("\n".join([f"exit status {done.returncode} of {shown(words)}", *said]))
     return done.returncode, done.stdout, done.stderr
+
+
+def shown(words):
+    """A command as one line of an error message."""
+    line = " ".join(" ".join(words).split())
+    return line if len(line) < 300 else f"{line[:150]} ... {line[-150:]}"
 
 
 @contextmanager

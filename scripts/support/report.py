@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from .processes import Failed, unwind_when_told_to_stop
 
-WIDTH = 76
+WIDTH = 86
 
 
 class Steps:
