@@ -1,8 +1,14 @@
 # All builds share one target folder outside the checkout.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
 
-.PHONY: test
-test: ## Formatting, lints and every test.
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo test --workspace --locked
+.PHONY: help demo test
+
+help: ## This list.
+	@sed -n 's/^\([a-z]*\): ## /  make \1	/p' Makefile
+
+demo: ## A guest loses its disk and gets it back: set-up, build, and the main job end to end.
+	@scripts/setup demo
+	@scripts/demo
+
+test: ## Set-up and every test: formatting, lints, cargo test, NBD clients, the demo.
+	@scripts/test
