@@ -317,7 +317,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Runs of mapped blocks and holes from `offset`, at most `max` of them and `len` bytes in all.
+    /// Runs of mapped blocks and holes from `offset`, at most `max` of them and `len` bytes in all. The
+    /// work is bounded by `max` too, so that even a single run may be cut short: go on behind it.
     /// Whole absent subtrees are stepped over at once.
     pub fn extents(&mut self, view: View, offset: u64, len: u64, max: usize) -> Result<Vec<Extent>> {
         self.bounds(view, offset, len)?;
@@ -371,7 +372,10 @@ impl Pool {
             Some(last) if last.hole == hole => last.len += len,
             _ => out.push(Extent { len, hole }),
         };
-        while at < end && out.len() <= max {
+        // One long run may take any number of steps: they are bounded as well, and the answer ends early.
+        let mut steps = max.saturating_mul(4).max(1024);
+        while at < end && out.len() <= max && steps > 0 {
+            steps -= 1;
             let block = at / BLOCK_U64;
             let (clear, bits) = probe(self, block)?;
             let leaf_end = (block / FANOUT as u64 + 1) * FANOUT as u64;

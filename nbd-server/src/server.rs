@@ -11,7 +11,7 @@ use crate::tls::Tls;
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::{FlushJob, Pool, VolumeId};
 use serde_json::{json, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -50,8 +50,20 @@ const CONNECTIONS_MAX: usize = 1024;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Longest line on the control socket.
 const CONTROL_LINE_MAX: usize = 64 << 10;
-/// First size of a client's input buffer; it grows for larger requests.
+/// Size of a client's input buffer; it grows for larger requests, up to two of a session's pieces.
 const INPUT_BYTES: usize = 256 << 10;
+/// Size of the buffer of a client that has not been let in yet: one option of the longest kind fits.
+const STRANGER_BYTES: usize = 16 << 10;
+/// Clients accepted in one turn, and clients with work left served in one turn: new requests of
+/// others come first.
+const ACCEPTS_PER_TURN: usize = 16;
+const YIELDED_PER_TURN: usize = 2;
+/// Requests of one client that may wait for a sync: it is not read until they are answered.
+const WAITS_MAX: usize = 4096;
+/// Descriptors that are not clients': segment files, listeners, the pool's own.
+const DESCRIPTORS_KEPT: u64 = 640;
+/// Descriptors of one client: a socket, and two more for a TLS relay.
+const DESCRIPTORS_EACH: u64 = 3;
 /// Output buffer kept by a client between requests.
 const OUTPUT_KEPT: usize = 8 << 20;
 /// Segments are prepared by writing zeros only when a log has not needed a new one for this long:
@@ -111,8 +123,12 @@ struct Conn {
     sent: usize,
     interest: u32,
     closing: bool,
-    /// Requests are left that wait for the output to be sent.
+    /// Requests are left that wait for the output to be sent, or for others' turns.
     more: bool,
+    /// Among `Server::yielded`.
+    yielded: bool,
+    /// Replies that wait for a sync.
+    waiting: usize,
 }
 
 enum Listener {
@@ -157,6 +173,9 @@ pub struct Server {
     listeners: Vec<Listener>,
     sockets: Vec<PathBuf>,
     conns: HashMap<u64, Conn>,
+    /// Clients with work left, the longest waiting first.
+    yielded: VecDeque<u64>,
+    connections_max: usize,
     next_token: u64,
     workers: Workers,
     syncing: HashMap<VolumeId, Syncing>,
@@ -198,6 +217,8 @@ fn listen_tcp(address: &str, tls: bool) -> io::Result<TcpListener> {
 impl Server {
     /// Binds the sockets and starts the workers.
     pub fn new(pool: Pool, options: ServerOptions) -> io::Result<Self> {
+        let descriptors = poll::raise_descriptor_limit()?.saturating_sub(DESCRIPTORS_KEPT) / DESCRIPTORS_EACH;
+        let connections_max = CONNECTIONS_MAX.min(descriptors as usize).max(16);
         let signals = poll::signal_fd()?;
         let wake = poll::event_fd()?;
         let wake_fd = wake.as_raw_fd();
@@ -242,6 +263,8 @@ impl Server {
             listeners,
             sockets,
             conns: HashMap::new(),
+            yielded: VecDeque::new(),
+            connections_max,
             next_token,
             workers,
             syncing: HashMap::new(),
@@ -274,7 +297,7 @@ impl Server {
         let mut housekeeping = Instant::now();
         let mut running = true;
         while running {
-            let busy = self.last_activity.elapsed() < SPIN;
+            let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
             let more = self.background();
             self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
             for &(token, _) in &events {
@@ -294,6 +317,9 @@ impl Server {
                         self.serve(token);
                     }
                 }
+            }
+            for _ in 0..YIELDED_PER_TURN.min(self.yielded.len()) {
+                self.resume();
             }
             if housekeeping.elapsed() > Duration::from_secs(1) {
                 housekeeping = Instant::now();
@@ -376,8 +402,9 @@ impl Server {
         for waiter in waiters {
             match waiter {
                 Waiter::Nbd(token, wait) => {
-                    if let Some(Conn { role: Role::Session(session), out, .. }) = self.conns.get_mut(&token) {
+                    if let Some(Conn { role: Role::Session(session), out, waiting, .. }) = self.conns.get_mut(&token) {
                         session.synced(out, wait, failure);
+                        *waiting -= 1;
                         touched.push(token);
                     }
                 }
@@ -388,6 +415,7 @@ impl Server {
                 }
             }
         }
+        touched.sort_unstable();
         touched.dedup();
         touched.into_iter().for_each(|token| self.send(token));
     }
@@ -434,7 +462,7 @@ impl Server {
     }
 
     fn add(&mut self, socket: Socket, role: Role, out: Vec<u8>) {
-        if self.conns.len() >= CONNECTIONS_MAX {
+        if self.conns.len() >= self.connections_max && !matches!(role, Role::Control) && !self.evict_stranger() {
             return;
         }
         let token = self.next_token;
@@ -455,13 +483,27 @@ impl Server {
             interest,
             closing: false,
             more: false,
+            yielded: false,
+            waiting: 0,
         };
         self.conns.insert(token, conn);
         self.send(token);
     }
 
+    /// Makes room by closing the client that has been negotiating for longest; `false` when all
+    /// clients have been let in.
+    fn evict_stranger(&mut self) -> bool {
+        let since = |conn: &Conn| match &conn.role {
+            Role::Gate(_, since) | Role::Handshake(_, since) => Some(*since),
+            Role::Session(_) | Role::Control => None,
+        };
+        let oldest = self.conns.iter().filter_map(|(token, conn)| Some((since(conn)?, *token))).min();
+        oldest.map(|(_, token)| self.close(token)).is_some()
+    }
+
     fn accept_control(&mut self) {
-        while let Ok((stream, _)) = self.control.accept() {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Ok((stream, _)) = self.control.accept() else { return };
             if stream.set_nonblocking(true).is_ok() {
                 self.add(Socket::Unix(stream), Role::Control, Vec::new());
             }
@@ -469,7 +511,7 @@ impl Server {
     }
 
     fn accept_nbd(&mut self, index: usize) {
-        loop {
+        for _ in 0..ACCEPTS_PER_TURN {
             let accepted = match self.listeners.get(index) {
                 Some(Listener::Unix(l)) => {
                     l.accept().and_then(|(s, _)| s.set_nonblocking(true).map(|()| Socket::Unix(s)))
@@ -495,6 +537,13 @@ impl Server {
     /// Reads what a client sent, carries it out, and sends the replies.
     fn serve(&mut self, token: u64) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
+        if conn.sent < conn.out.len() {
+            // What is readable can wait until the client has read its replies.
+            return self.send(token);
+        }
+        if conn.yielded {
+            return;
+        }
         match fill(conn) {
             Ok(true) => {}
             Ok(false) => return self.close(token),
@@ -585,11 +634,12 @@ impl Server {
         let input = &conn.input[conn.start..conn.end];
         let (used, next) = session.process(&mut self.pool, &mut self.metrics, input, &mut conn.out, &mut waits);
         conn.start += used;
-        conn.more = next == Next::Send;
+        conn.more = matches!(next, Next::Send | Next::Yield);
+        conn.waiting += waits.len();
         match next {
             Next::Close => conn.closing = true,
             Next::Read(whole) => make_room(conn, whole),
-            Next::Send => {}
+            Next::Send | Next::Yield => {}
         }
         if let Some((file, offset, len)) = self.pool.take_writeback(volume) {
             self.workers.submit(Job::WriteBack(file, offset, len));
@@ -666,32 +716,42 @@ impl Server {
         }
     }
 
-    /// Sends what there is; carries on with requests that waited for room in the output.
+    /// Sends what there is. Requests that are left wait for the next turn.
     fn send(&mut self, token: u64) {
-        loop {
-            let Some(conn) = self.conns.get_mut(&token) else { return };
-            while conn.sent < conn.out.len() {
-                match conn.socket.write(&conn.out[conn.sent..]) {
-                    Ok(n) => conn.sent += n,
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                        return self.watch(token, poll::WRITE);
-                    }
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(_) => return self.close(token),
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        while conn.sent < conn.out.len() {
+            match conn.socket.write(&conn.out[conn.sent..]) {
+                Ok(n) => conn.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    return self.watch(token, poll::WRITE);
                 }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.close(token),
             }
-            conn.out.clear();
-            conn.sent = 0;
-            conn.out.shrink_to(OUTPUT_KEPT);
-            if conn.closing {
-                return self.close(token);
-            }
-            let more = conn.more;
-            self.watch(token, poll::READ);
-            if !more {
-                return;
-            }
+        }
+        conn.out.clear();
+        conn.sent = 0;
+        conn.out.shrink_to(OUTPUT_KEPT);
+        if conn.closing && conn.waiting == 0 {
+            return self.close(token);
+        }
+        let reads = !conn.closing && conn.waiting < WAITS_MAX;
+        if conn.more && reads && !conn.yielded {
+            conn.yielded = true;
+            self.yielded.push_back(token);
+        }
+        self.watch(token, if reads { poll::READ } else { 0 });
+    }
+
+    /// Gives the client that has waited for longest another turn.
+    fn resume(&mut self) {
+        let Some(token) = self.yielded.pop_front() else { return };
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        conn.yielded = false;
+        self.last_activity = Instant::now();
+        if conn.sent == conn.out.len() {
             self.process(token);
+            self.send(token);
         }
     }
 
@@ -733,8 +793,13 @@ impl Server {
 
 /// Reads once into the input buffer; `false` at the end of the stream.
 fn fill(conn: &mut Conn) -> io::Result<bool> {
-    if conn.input.is_empty() {
-        conn.input.resize(if matches!(conn.role, Role::Control) { 4096 } else { INPUT_BYTES }, 0);
+    let size = match conn.role {
+        Role::Session(_) => INPUT_BYTES,
+        Role::Gate(..) | Role::Handshake(..) => STRANGER_BYTES,
+        Role::Control => 4096,
+    };
+    if conn.input.len() < size {
+        conn.input.resize(size, 0);
     }
     make_room(conn, 0);
     let n = conn.socket.read(&mut conn.input[conn.end..])?;
@@ -743,7 +808,7 @@ fn fill(conn: &mut Conn) -> io::Result<bool> {
 }
 
 /// Moves pending bytes to the front when room is short, and grows the buffer for a request of
-/// `whole` bytes, which the protocol has bounded.
+/// `whole` bytes: by doubling, as the bytes come, so that announcing much costs the client as much.
 fn make_room(conn: &mut Conn, whole: usize) {
     if conn.start == conn.end {
         (conn.start, conn.end) = (0, 0);
@@ -753,7 +818,7 @@ fn make_room(conn: &mut Conn, whole: usize) {
         conn.input.copy_within(conn.start..conn.end, 0);
         (conn.start, conn.end) = (0, pending);
     }
-    let least = whole.max(pending + 1);
+    let least = whole.min(2 * pending).max(pending + 1);
     if conn.input.len() < least {
         conn.input.resize(least.next_power_of_two(), 0);
     }

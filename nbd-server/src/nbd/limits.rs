@@ -13,7 +13,7 @@ pub const CONTEXTS_MAX: usize = 16;
 /// Largest read or write: a larger write disconnects, a larger read is refused.
 pub const PAYLOAD_MAX: u32 = 32 << 20;
 /// Extents in one block status reply: a longer answer is cut, as the protocol allows.
-pub const EXTENTS_MAX: usize = 4096;
+pub const EXTENTS_MAX: usize = 1024;
 /// Longest error text sent to a client.
 pub const ERROR_TEXT_MAX: usize = 256;
 /// Unsent handshake answers beyond which no further option is read: a client that repeats LIST

@@ -17,4 +17,4 @@ pub use gate::{Gate, GateStep};
 pub use handshake::{ExportInfo, Exports, Handshake, HandshakeStep, MetaContext, Negotiated, OpenError};
 pub use reply::{block_status, data_header, error, hole, none, simple, Errno};
 pub use request::{parse, FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_PAYLOAD_LEN, FLAG_REQ_ONE};
-pub use request::{Command, Parsed, Request};
+pub use request::{Command, Parsed, Request, StatusFilter};

@@ -1,6 +1,6 @@
 //! Request headers of the transmission phase.
 
-use super::limits::PAYLOAD_MAX;
+use super::limits::{CONTEXTS_MAX, PAYLOAD_MAX};
 use super::wire::{u16_at, u32_at, u64_at};
 
 const MAGIC: u32 = 0x2560_9513;
@@ -99,6 +99,34 @@ pub fn parse(input: &[u8], extended: bool) -> Parsed {
     }
     let payload = if carries { length as u32 } else { 0 };
     Parsed::Request(Request { command, flags, cookie, offset, length, payload, header })
+}
+
+/// The payload of a block status request that chooses contexts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusFilter {
+    /// Bytes of the range.
+    pub length: u64,
+    /// Numbers of the chosen contexts, each once.
+    pub contexts: Vec<u32>,
+}
+
+impl StatusFilter {
+    /// Reads the payload; `None` when it is malformed, empty or names more contexts than a session
+    /// can have.
+    pub fn parse(payload: &[u8]) -> Option<Self> {
+        let length = u64_at(payload, 0)?;
+        let ids = payload.get(8..)?;
+        let whole = ids.len() % 4 == 0 && !ids.is_empty() && ids.len() / 4 <= CONTEXTS_MAX;
+        let mut contexts = Vec::with_capacity(CONTEXTS_MAX);
+        for at in (0..ids.len()).step_by(4).take_while(|_| whole) {
+            let id = u32_at(ids, at)?;
+            if contexts.contains(&id) {
+                return None;
+            }
+            contexts.push(id);
+        }
+        whole.then_some(Self { length, contexts })
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod attack;
+pub mod honest;
 pub mod wire;
 
 use blockstore::PoolOptions;

@@ -1,10 +1,21 @@
 //! Executing one client's requests on the pool: from the bytes of its buffer to the bytes of its
 //! replies. Requests that need a sync are handed back as [`Wait`]s.
+//!
+//! Invariants
+//!   * every request is answered exactly once, in its own name, or the client is disconnected;
+//!   * one call of [`Session::process`] does a bounded amount of work (`TURN_COST`) and leaves at most
+//!     `OUTPUT_MAX` and one piece of output, so that no client holds up or outgrows the others.
+//!
+//! Not here: sockets and turns (`server`), the protocol's bytes (`nbd`).
+
+mod large;
+mod status;
 
 use crate::metrics::Metrics;
-use crate::nbd::limits::{EXTENTS_MAX, PAYLOAD_MAX};
-use crate::nbd::{self, Command, Errno, MetaContext, Negotiated, Parsed, Request};
-use blockstore::{CheckpointName, Error, ErrorKind, Pool, View};
+use crate::nbd::limits::PAYLOAD_MAX;
+use crate::nbd::{self, Command, Errno, Negotiated, Parsed, Request};
+use blockstore::{Error, ErrorKind, Pool, View};
+use large::{Large, Piece};
 
 /// A reply that waits for a sync.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +29,10 @@ pub struct Wait {
 pub enum Next {
     /// Read more; the pending request, if any, needs this many bytes in all.
     Read(usize),
-    /// The output is long enough: send first.
+    /// The output is long enough: send first, then go on.
     Send,
+    /// Others first, then go on: the turn's work is done.
+    Yield,
     /// The client is done, or not a client.
     Close,
 }
@@ -29,15 +42,32 @@ pub struct Session {
     agreed: Negotiated,
     /// What it reads, and writes unless it is a checkpoint.
     pub view: View,
+    large: Option<Large>,
 }
 
 /// Output beyond this is sent before more requests are carried out: bounds memory per client.
-const OUTPUT_MAX: usize = 4 << 20;
+const OUTPUT_MAX: usize = 1 << 20;
+/// Payload of a large write carried out at a time; what the store makes all-or-nothing.
+const PIECE: usize = 1 << 20;
+/// Data of a large read carried out at a time.
+const READ_PIECE: usize = 256 << 10;
+/// Work of one turn: a request counts 1, 16 KiB of data 1.
+const TURN_COST: u64 = 16;
+/// Cost of asking for extents, and of forgetting blocks.
+const STATUS_COST: u64 = 16;
+const CHANGE_COST: u64 = 4;
+/// Payload bytes in one group of writes.
+const RUN_BYTES_MAX: usize = PIECE;
+
+/// Work that moving `bytes` takes.
+fn cost(bytes: u64) -> u64 {
+    1 + bytes / (16 << 10)
+}
 
 impl Session {
     /// A session on `view`.
     pub fn new(agreed: Negotiated, view: View) -> Self {
-        Self { agreed, view }
+        Self { agreed, view, large: None }
     }
 
     /// Name of the export.
@@ -54,31 +84,95 @@ impl Session {
         out: &mut Vec<u8>,
         waits: &mut Vec<Wait>,
     ) -> (usize, Next) {
-        let mut used = 0;
+        let (mut used, mut spent) = (0, 0);
         loop {
             if out.len() >= OUTPUT_MAX {
                 return (used, Next::Send);
             }
+            if spent >= TURN_COST {
+                return (used, Next::Yield);
+            }
             let rest = input.get(used..).unwrap_or_default();
+            if let Some(large) = self.large.take() {
+                spent += cost(READ_PIECE as u64);
+                match self.piece(large, pool, metrics, rest, out, waits) {
+                    Piece::More(n) | Piece::Over(n, _) => used += n,
+                    Piece::Need(whole) => return (used, Next::Read(whole)),
+                    Piece::Broken => return (used, Next::Close),
+                }
+                continue;
+            }
             let request = match nbd::parse(rest, self.agreed.extended) {
                 Parsed::NeedMore => return (used, Next::Read(0)),
                 Parsed::Fatal(_) => return (used, Next::Close),
                 Parsed::Request(request) => request,
             };
-            let whole = request.header + request.payload as usize;
-            if rest.len() < whole {
-                return (used, Next::Read(whole));
+            if self.is_large(&request) {
+                used += request.header;
+                self.begin(request, metrics, out);
+                spent += 1;
+                continue;
             }
+            let whole = request.header + request.payload as usize;
+            let Some(payload) = rest.get(request.header..whole) else { return (used, Next::Read(whole)) };
             if request.command == Command::Disconnect {
                 return (used + whole, Next::Close);
             }
             if request.command == Command::Write && !self.agreed.export.read_only {
-                used += self.write_run(pool, metrics, rest, out, waits);
+                let bytes = self.write_run(pool, metrics, rest, out, waits);
+                used += bytes;
+                spent += cost(bytes as u64) + bytes as u64 / (8 << 10);
                 continue;
             }
             used += whole;
-            self.execute(pool, metrics, &request, out, waits);
+            spent += self.execute(pool, metrics, &request, payload, out, waits);
         }
+    }
+
+    /// Starts a request that is carried out in pieces, or passes over its payload.
+    fn begin(&mut self, request: Request, metrics: &mut Metrics, out: &mut Vec<u8>) {
+        let bounds = self.bounds(&request);
+        if request.payload == 0 {
+            metrics.requests[0] += 1;
+            if let Err((errno, why)) = bounds {
+                metrics.errors += 1;
+                return self.fail(out, &request, errno, why);
+            }
+        } else {
+            metrics.requests[if request.command == Command::Write { 1 } else { 4 }] += 1;
+            metrics.errors += u64::from(bounds.is_err());
+        }
+        let refused = match bounds {
+            Ok(()) if request.payload > 0 && request.command != Command::Write => {
+                Some((Errno::Inval, "a payload of this length belongs to no such command"))
+            }
+            bounds => bounds.err(),
+        };
+        self.large = Some(Large::new(request, refused));
+    }
+
+    /// Carries out the next piece of a large request.
+    fn piece(
+        &mut self,
+        mut large: Large,
+        pool: &mut Pool,
+        metrics: &mut Metrics,
+        input: &[u8],
+        out: &mut Vec<u8>,
+        waits: &mut Vec<Wait>,
+    ) -> Piece {
+        let piece = if large.is_read() {
+            large.load(self, pool, metrics, out)
+        } else {
+            large.store(self, pool, metrics, input)
+        };
+        match &piece {
+            Piece::Over(_, Some(Ok(request))) => self.done(out, request, waits),
+            Piece::Over(_, Some(Err((request, errno, why)))) => self.fail(out, request, *errno, why),
+            Piece::Over(_, None) | Piece::Broken => {}
+            Piece::More(_) | Piece::Need(_) => self.large = Some(large),
+        }
+        piece
     }
 
     /// Carries out all complete writes at the front of `input` as one group.
@@ -94,13 +188,12 @@ impl Session {
         let mut used = 0;
         let mut requests: Vec<Request> = Vec::with_capacity(32);
         let mut data: Vec<(u64, &[u8])> = Vec::with_capacity(32);
-        while requests.len() < RUN_MAX {
+        while requests.len() < RUN_MAX && used < RUN_BYTES_MAX {
             let rest = input.get(used..).unwrap_or_default();
             let Parsed::Request(request) = nbd::parse(rest, self.agreed.extended) else { break };
             let whole = request.header + request.payload as usize;
-            let Some(payload) = rest.get(request.header..whole).filter(|_| request.command == Command::Write) else {
-                break;
-            };
+            let small_write = request.command == Command::Write && !self.is_large(&request);
+            let Some(payload) = rest.get(request.header..whole).filter(|_| small_write) else { break };
             used += whole;
             if let Err((errno, why)) = self.bounds(&request) {
                 self.fail(out, &request, errno, why);
@@ -127,14 +220,16 @@ impl Session {
         used
     }
 
+    /// Carries out one request that is not a write; returns its cost.
     fn execute(
         &self,
         pool: &mut Pool,
         metrics: &mut Metrics,
         request: &Request,
+        payload: &[u8],
         out: &mut Vec<u8>,
         waits: &mut Vec<Wait>,
-    ) {
+    ) -> u64 {
         let kind = match request.command {
             Command::Read => 0,
             Command::Write => 1,
@@ -145,145 +240,105 @@ impl Session {
         metrics.requests[kind] += 1;
         if let Err((errno, why)) = self.bounds(request) {
             metrics.errors += 1;
-            return self.fail(out, request, errno, why);
+            self.fail(out, request, errno, why);
+            return 1;
         }
         let volume = self.view.volume;
         let result = match request.command {
             Command::Read => {
                 metrics.read_bytes += request.length;
-                return self.read(pool, metrics, request, out);
+                self.read(pool, metrics, request, out);
+                return cost(request.length);
             }
-            Command::BlockStatus => return self.block_status(pool, metrics, request, out),
+            Command::BlockStatus => {
+                self.block_status(pool, metrics, request, payload, out);
+                return STATUS_COST;
+            }
             Command::Flush => {
                 waits.push(Wait { cookie: request.cookie, offset: request.offset });
-                return;
+                return 1;
             }
             Command::Trim => pool.trim(volume, request.offset, request.length),
             Command::WriteZeroes => {
                 let store = request.flags & nbd::FLAG_NO_HOLE != 0;
                 if store && request.flags & nbd::FLAG_FAST_ZERO != 0 {
-                    return self.fail(out, request, Errno::NotSup, "storing zeros is not faster than writing them");
+                    self.fail(out, request, Errno::NotSup, "storing zeros is not faster than writing them");
+                    return 1;
                 }
                 pool.write_zeroes(volume, request.offset, request.length, store)
             }
             // Everything is served from the kernel's cache on the first read anyway.
-            Command::Cache => return self.ok(out, request.cookie, request.offset),
+            Command::Cache => {
+                self.ok(out, request.cookie, request.offset);
+                return 1;
+            }
             Command::Write | Command::Disconnect | Command::Unknown(_) => {
-                return self.fail(out, request, Errno::Inval, "unknown command");
+                self.fail(out, request, Errno::Inval, "unknown command");
+                return 1;
             }
         };
         match result {
             Ok(()) => self.done(out, request, waits),
             Err(e) => self.fail_with(out, metrics, request, &e),
         }
+        CHANGE_COST
     }
 
     /// What is wrong with a request, if anything.
     fn bounds(&self, request: &Request) -> Result<(), (Errno, &'static str)> {
         let (known, changes) = match request.command {
-            Command::Read => (nbd::FLAG_DF, false),
-            Command::Write | Command::Trim => (nbd::FLAG_FUA, true),
-            Command::WriteZeroes => (nbd::FLAG_FUA | nbd::FLAG_NO_HOLE | nbd::FLAG_FAST_ZERO, true),
+            Command::Read if self.agreed.structured => (nbd::FLAG_DF, false),
+            Command::Write | Command::Trim => (0, true),
+            Command::WriteZeroes => (nbd::FLAG_NO_HOLE | nbd::FLAG_FAST_ZERO, true),
             Command::BlockStatus => (nbd::FLAG_REQ_ONE, false),
-            Command::Flush | Command::Cache | Command::Disconnect => (nbd::FLAG_FUA, false),
+            Command::Read | Command::Flush | Command::Cache | Command::Disconnect => (0, false),
             Command::Unknown(_) => return Err((Errno::Inval, "unknown command")),
         };
-        let framing = if self.agreed.extended && request.command == Command::Write { nbd::FLAG_PAYLOAD_LEN } else { 0 };
+        let carries = matches!(request.command, Command::Write | Command::BlockStatus);
+        let framing = if self.agreed.extended && carries { nbd::FLAG_PAYLOAD_LEN } else { 0 };
+        // FUA may stand on every command; where nothing changes it asks for nothing.
         if request.flags & !(known | framing | nbd::FLAG_FUA) != 0 {
             return Err((Errno::Inval, "a flag that this command does not have"));
         }
         if changes && self.agreed.export.read_only {
             return Err((Errno::Perm, "the export is read-only"));
         }
-        if request.command == Command::Flush {
+        // The range of a filtered status request is in its payload.
+        if request.command == Command::Flush || request.command == Command::BlockStatus && request.payload > 0 {
             return Ok(());
         }
+        self.range(request)
+    }
+
+    /// Whether a request lies inside the export.
+    fn range(&self, request: &Request) -> Result<(), (Errno, &'static str)> {
         if request.command == Command::Read && request.length > u64::from(PAYLOAD_MAX) {
             return Err((Errno::Inval, "a read beyond 32 MiB"));
         }
         match request.offset.checked_add(request.length) {
             Some(end) if end <= self.agreed.export.size => Ok(()),
-            _ if request.command == Command::Write => Err((Errno::NoSpace, "past the end of the export")),
+            _ if matches!(request.command, Command::Write | Command::WriteZeroes) => {
+                Err((Errno::NoSpace, "past the end of the export"))
+            }
             _ => Err((Errno::Inval, "past the end of the export")),
         }
     }
 
     fn read(&self, pool: &mut Pool, metrics: &mut Metrics, request: &Request, out: &mut Vec<u8>) {
         const HOLES_FROM: u64 = 64 << 10;
-        let (cookie, extended, start) = (request.cookie, self.agreed.extended, out.len());
-        let length = request.length as u32;
-        if !self.agreed.structured {
-            nbd::simple(out, cookie, 0);
-        } else if request.length >= HOLES_FROM && request.flags & nbd::FLAG_DF == 0 {
-            return self.read_sparse(pool, metrics, request, out);
-        } else {
-            nbd::data_header(out, extended, cookie, request.offset, request.offset, length, true);
-        }
-        let body = out.len();
-        out.resize(body + length as usize, 0);
-        if let Err(e) = pool.read(self.view, request.offset, &mut out[body..]) {
-            out.truncate(start);
-            self.fail_with(out, metrics, request, &e);
-        }
-    }
-
-    fn read_sparse(&self, pool: &mut Pool, metrics: &mut Metrics, request: &Request, out: &mut Vec<u8>) {
-        let (cookie, extended, start) = (request.cookie, self.agreed.extended, out.len());
-        let result = pool.extents(self.view, request.offset, request.length, usize::MAX - 1).and_then(|extents| {
-            let mut at = request.offset;
-            let end = at + request.length;
-            for extent in extents {
-                let (length, done) = (extent.len as u32, at + extent.len == end);
-                if extent.hole {
-                    nbd::hole(out, extended, cookie, request.offset, at, length, done);
-                } else {
-                    nbd::data_header(out, extended, cookie, request.offset, at, length, done);
-                    let body = out.len();
-                    out.resize(body + length as usize, 0);
-                    pool.read(self.view, at, &mut out[body..])?;
-                }
-                at += extent.len;
-            }
+        let (start, at, length) = (out.len(), request.offset, request.length);
+        let outcome = if length == 0 && self.agreed.structured {
+            nbd::none(out, self.agreed.extended, request.cookie, at);
             Ok(())
-        });
-        if let Err(e) = result {
+        } else if length >= HOLES_FROM && self.chunked(request) {
+            self.read_chunks(pool, request, at, length, true, out)
+        } else {
+            self.whole_header(request, out);
+            self.read_bytes(pool, at, length as usize, out)
+        };
+        if let Err(e) = outcome {
             out.truncate(start);
             self.fail_with(out, metrics, request, &e);
-        }
-    }
-
-    fn block_status(&self, pool: &mut Pool, metrics: &mut Metrics, request: &Request, out: &mut Vec<u8>) {
-        if self.agreed.contexts.is_empty() || request.length == 0 {
-            return self.fail(out, request, Errno::Inval, "no metadata context was agreed on, or the range is empty");
-        }
-        let max = if request.flags & nbd::FLAG_REQ_ONE != 0 { 1 } else { EXTENTS_MAX };
-        let start = out.len();
-        for (i, context) in self.agreed.contexts.iter().enumerate() {
-            let extents = match context {
-                MetaContext::Allocation => pool.extents(self.view, request.offset, request.length, max),
-                MetaContext::ChangedSince(name) => CheckpointName::parse(name)
-                    .ok_or_else(|| Error::new(ErrorKind::NotFound, "no such checkpoint"))
-                    .and_then(|name| pool.view(self.view.volume, Some(name)))
-                    .and_then(|from| pool.changes(from, self.view, request.offset, request.length, max)),
-            };
-            let allocation = *context == MetaContext::Allocation;
-            // base:allocation: a hole that reads as zeros is 3; changed-since: 1 marks a change.
-            let flags = |hole| match (allocation, hole) {
-                (true, true) => 3,
-                (false, false) => 1,
-                _ => 0,
-            };
-            match extents {
-                Ok(extents) => {
-                    let done = i + 1 == self.agreed.contexts.len();
-                    let (cookie, extended) = (request.cookie, self.agreed.extended);
-                    nbd::block_status(out, extended, cookie, request.offset, i as u32 + 1, &extents, flags, done);
-                }
-                Err(e) => {
-                    out.truncate(start);
-                    return self.fail_with(out, metrics, request, &e);
-                }
-            }
         }
     }
 
@@ -325,6 +380,13 @@ impl Session {
     }
 
     fn fail_with(&self, out: &mut Vec<u8>, metrics: &mut Metrics, request: &Request, error: &Error) {
+        let errno = self.errno(metrics, error);
+        self.fail(out, request, errno, &error.to_string());
+    }
+
+    /// The protocol's number for a failure of the store, which is counted and, if it is the store's
+    /// own, logged.
+    fn errno(&self, metrics: &mut Metrics, error: &Error) -> Errno {
         metrics.errors += 1;
         let errno = match error.kind() {
             ErrorKind::Invalid => Errno::Inval,
@@ -335,6 +397,6 @@ impl Session {
         if errno == Errno::Io {
             eprintln!("cairn: {}: {error}", self.agreed.export.name);
         }
-        self.fail(out, request, errno, &error.to_string());
+        errno
     }
 }

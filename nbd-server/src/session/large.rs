@@ -1,0 +1,163 @@
+//! Requests of more than a piece, carried out as their bytes come and go.
+//!
+//! Invariants
+//!   * a session holds at most one large request, and of it at most one piece of payload and the
+//!     pieces of output that fit below `OUTPUT_MAX`, whatever length the client named;
+//!   * every piece but the last ends on a block boundary, so that no block is read to be completed
+//!     twice;
+//!   * a refused payload is passed over without being kept.
+//!
+//! Not here: what a request may do (`Session::bounds`).
+
+use super::{Session, PIECE, READ_PIECE};
+use crate::metrics::Metrics;
+use crate::nbd::{self, Command, Errno, Request};
+use blockstore::{Error, Pool};
+
+/// A request that is under way.
+#[derive(Debug)]
+pub struct Large {
+    request: Request,
+    done: u64,
+    /// A payload whose request has failed already.
+    failed: Option<(Errno, String)>,
+}
+
+/// What one more piece led to.
+pub enum Piece {
+    /// This much input was used; the request goes on.
+    More(usize),
+    /// This much input was used and the request is over, with this outcome to be replied if any.
+    Over(usize, Option<Result<Request, (Request, Errno, String)>>),
+    /// This much input is needed first.
+    Need(usize),
+    /// A reply has begun that cannot be completed: only a disconnect says so.
+    Broken,
+}
+
+impl Large {
+    /// Starts one; `refused` says that its payload is only passed over.
+    pub fn new(request: Request, refused: Option<(Errno, &str)>) -> Self {
+        Self { request, done: 0, failed: refused.map(|(errno, why)| (errno, why.to_owned())) }
+    }
+
+    /// Length of the next piece.
+    fn piece(&self, whole: u64) -> usize {
+        let at = self.request.offset.wrapping_add(self.done);
+        let skew = at % blockstore::limits::BLOCK_U64;
+        let most = if self.is_read() { READ_PIECE } else { PIECE };
+        (whole - self.done).min(most as u64 - skew) as usize
+    }
+
+    /// Takes one piece of the payload from `input`.
+    pub fn store(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics, input: &[u8]) -> Piece {
+        let whole = u64::from(self.request.payload);
+        let want = self.piece(whole);
+        let used = if self.failed.is_some() { want.min(input.len()) } else { want };
+        let Some(data) = input.get(..used).filter(|data| !data.is_empty()) else { return Piece::Need(want) };
+        if self.failed.is_none() {
+            metrics.written_bytes += used as u64;
+            if let Err(e) = pool.write(session.view.volume, self.request.offset + self.done, data) {
+                self.failed = Some((session.errno(metrics, &e), e.to_string()));
+            }
+        }
+        self.done += used as u64;
+        if self.done < whole {
+            return Piece::More(used);
+        }
+        let request = self.request;
+        Piece::Over(used, Some(self.failed.take().map_or(Ok(request), |(errno, why)| Err((request, errno, why)))))
+    }
+
+    /// Appends one piece of the data to `out`.
+    pub fn load(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics, out: &mut Vec<u8>) -> Piece {
+        let (request, whole) = (self.request, self.request.length);
+        let len = self.piece(whole);
+        let at = request.offset + self.done;
+        let last = self.done + len as u64 == whole;
+        metrics.read_bytes += len as u64;
+        let (start, chunked) = (out.len(), session.chunked(&request));
+        let outcome = if chunked {
+            session.read_chunks(pool, &request, at, len as u64, last, out)
+        } else {
+            if self.done == 0 {
+                session.whole_header(&request, out);
+            }
+            session.read_bytes(pool, at, len, out)
+        };
+        self.done += len as u64;
+        match outcome {
+            Ok(()) if last => Piece::Over(0, None),
+            Ok(()) => Piece::More(0),
+            Err(e) if chunked || self.done == len as u64 => {
+                out.truncate(start);
+                Piece::Over(0, Some(Err((request, session.errno(metrics, &e), e.to_string()))))
+            }
+            Err(e) => {
+                session.errno(metrics, &e);
+                Piece::Broken
+            }
+        }
+    }
+
+    /// Whether bytes come in or go out.
+    pub fn is_read(&self) -> bool {
+        self.request.payload == 0
+    }
+}
+
+impl Session {
+    /// Whether `request` is carried out in pieces. A read whose answer cannot be split is so only when
+    /// it has to be: an error behind its first piece can be told by a disconnect alone.
+    pub(super) fn is_large(&self, request: &Request) -> bool {
+        let whole = if self.chunked(request) { READ_PIECE } else { PIECE };
+        request.payload as usize > PIECE || request.command == Command::Read && request.length > whole as u64
+    }
+
+    /// Whether a read may be answered in several chunks, with holes.
+    pub(super) fn chunked(&self, request: &Request) -> bool {
+        self.agreed.structured && request.flags & nbd::FLAG_DF == 0
+    }
+
+    /// The header of an answer that comes in one piece.
+    pub(super) fn whole_header(&self, request: &Request, out: &mut Vec<u8>) {
+        if self.agreed.structured {
+            let (cookie, offset, length) = (request.cookie, request.offset, request.length as u32);
+            nbd::data_header(out, self.agreed.extended, cookie, offset, offset, length, true);
+        } else {
+            nbd::simple(out, request.cookie, 0);
+        }
+    }
+
+    /// Appends `len` bytes from `at`.
+    pub(super) fn read_bytes(&self, pool: &mut Pool, at: u64, len: usize, out: &mut Vec<u8>) -> blockstore::Result<()> {
+        let body = out.len();
+        out.resize(body + len, 0);
+        pool.read(self.view, at, out.get_mut(body..).unwrap_or_default())
+    }
+
+    /// Appends `len` bytes from `at` as chunks of data and holes.
+    pub(super) fn read_chunks(
+        &self,
+        pool: &mut Pool,
+        request: &Request,
+        at: u64,
+        len: u64,
+        last: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let (cookie, extended, offset) = (request.cookie, self.agreed.extended, request.offset);
+        let (mut at, end) = (at, at + len);
+        for extent in pool.extents(self.view, at, len, usize::MAX - 1)? {
+            let (length, done) = (extent.len as u32, last && at + extent.len == end);
+            if extent.hole {
+                nbd::hole(out, extended, cookie, offset, at, length, done);
+            } else {
+                nbd::data_header(out, extended, cookie, offset, at, length, done);
+                self.read_bytes(pool, at, length as usize, out)?;
+            }
+            at += extent.len;
+        }
+        Ok(())
+    }
+}
