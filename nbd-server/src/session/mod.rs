@@ -50,9 +50,9 @@ const OUTPUT_MAX: usize = 1 << 20;
 /// Payload of a large write carried out at a time; what the store makes all-or-nothing.
 const PIECE: usize = 1 << 20;
 /// Data of a large read carried out at a time.
-const READ_PIECE: usize = 256 << 10;
+const READ_PIECE: usize = 128 << 10;
 /// Work of one turn: a request counts 1, 16 KiB of data 1.
-const TURN_COST: u64 = 16;
+const TURN_COST: u64 = 9;
 /// Cost of asking for extents, and of forgetting blocks.
 const STATUS_COST: u64 = 16;
 const CHANGE_COST: u64 = 4;
