@@ -88,6 +88,11 @@ impl SimDisk {
         locked(&self.0).fault = Some((at, fault));
     }
 
+    /// The power is gone: every call fails from now on.
+    pub fn is_dead(&self) -> bool {
+        locked(&self.0).dead
+    }
+
     /// No fault is waiting any more.
     pub fn fault_fired(&self) -> bool {
         let state = locked(&self.0);
