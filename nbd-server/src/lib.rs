@@ -14,6 +14,8 @@ mod open;
 mod poll;
 mod server;
 mod session;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tls;
 
 pub use open::{open_pool, random_id, PoolLock, SystemClock};
