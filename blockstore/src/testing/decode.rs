@@ -4,7 +4,7 @@
 //! the same after being encoded and decoded again.
 
 use crate::format::anchor::Anchor;
-use crate::format::batch::Batch;
+use crate::format::batch::{Batch, Identity};
 use crate::format::codec::{seal_checksum, Reader};
 use crate::format::page::{self, NodeView};
 use crate::format::record::Record;
@@ -12,7 +12,7 @@ use crate::format::segment::{self, SegmentHeader};
 use crate::format::superblock::Superblock;
 use crate::limits::{BLOCK, CRCS_PER_PAGE};
 use crate::map::FANOUT;
-use crate::types::{SegmentId, SlotAddr};
+use crate::types::{SegmentId, SlotAddr, VolumeId};
 
 /// Decodes `input`. Its first byte chooses the structure, and in its top bit whether the checksum is
 /// set right first, without which nearly everything ends at the checksum.
@@ -50,46 +50,65 @@ fn header(bytes: &[u8]) {
 }
 
 fn directory(bytes: &[u8]) {
-    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
     for at in [4, 12, 16, 20] {
         for page in 0..4 {
-            if segment::verify_directory_page(bytes, SegmentId(word(at)), page).is_ok() {
+            if segment::verify_directory_page(bytes, SegmentId(number(bytes, at, 4) as u32), page).is_ok() {
                 assert!(segment::directory_crc(bytes, CRCS_PER_PAGE as usize).is_none());
             }
         }
     }
 }
 
+fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    bytes.iter().skip(at).take(len).rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
 fn batch(bytes: &[u8]) {
-    if let Ok(Some((found, _))) = Batch::decode(bytes) {
+    // The header is expected to be what it says of itself: else no more of it would be read.
+    let expected = Identity {
+        volume: VolumeId(number(bytes, 16, 8)),
+        epoch: None,
+        addr: SlotAddr(number(bytes, 32, 8)),
+        previous_crc: number(bytes, 12, 4) as u32,
+    };
+    if let Ok(Some((found, _))) = Batch::decode(bytes, &expected) {
         let (again, crc) = found.encode();
-        assert_eq!(Batch::decode(&again).ok().flatten(), Some((found, crc)));
+        assert_eq!(Batch::decode(&again, &expected).ok().flatten(), Some((found, crc)));
+        let other = Identity { previous_crc: expected.previous_crc ^ 1, ..expected };
+        assert_eq!(Batch::decode(&again, &other).ok().flatten(), None, "a batch of another chain is accepted");
     }
 }
 
 fn map_page(bytes: &[u8]) {
-    let own = bytes.get(8..16).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-    if page::verify(bytes, SlotAddr(own)).is_err() {
+    if page::verify(bytes, SlotAddr(number(bytes, 8, 8))).is_err() {
         return;
     }
     for index in 0..=u8::MAX {
         let Ok(node) = NodeView::of(bytes, index) else { continue };
-        let entries = node.entries();
-        (0..=FANOUT).for_each(|i| assert_eq!(entries.get(i).copied().unwrap_or(0), node.entry(i)));
+        for level in 0..=16 {
+            let Ok(entries) = node.entries(level) else { continue };
+            for (i, entry) in entries.iter().enumerate() {
+                if level == 0 {
+                    assert_eq!(node.slot(i).ok(), Some(*entry));
+                } else {
+                    assert_eq!(node.child(i).ok().map(|child| child.bits()), Some(*entry));
+                }
+            }
+        }
+        let _ = (node.slot(FANOUT), node.child(FANOUT));
     }
 }
 
+/// The input is one copy; the file has two.
 fn anchor(bytes: &[u8], seal: bool) {
     const HEADER: usize = 24;
-    let mut bytes = bytes.to_vec();
-    if let (true, Some(body)) = (seal, bytes.get(HEADER..).map(<[u8]>::to_vec)) {
-        for (at, field) in [(12, &crc32fast::hash(&body).to_le_bytes()[..]), (16, &(body.len() as u64).to_le_bytes())] {
-            if let Some(place) = bytes.get_mut(at..at + field.len()) {
-                place.copy_from_slice(field);
-            }
-        }
+    let mut copy = bytes.to_vec();
+    if seal {
+        let body = (bytes.len().saturating_sub(HEADER) as u64).to_le_bytes();
+        copy.iter_mut().skip(16).zip(body).for_each(|(place, byte)| *place = byte);
+        seal_checksum(&mut copy, 12);
     }
-    if let Ok(found) = Anchor::decode(&bytes) {
+    if let Ok(found) = Anchor::decode(&[&copy[..], &copy].concat()) {
         assert_eq!(Anchor::decode(&found.encode()).ok(), Some(found));
     }
 }

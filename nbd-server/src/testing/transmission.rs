@@ -9,10 +9,13 @@ use crate::nbd::{ExportInfo, MetaContext, Negotiated};
 use crate::session::{Next, Session};
 use blockstore::testing::{SimClock, SimDisk};
 use blockstore::{Pool, PoolOptions, View};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const SIZE: u64 = 4 << 20;
+const SIZE: u64 = 2 << 20;
+/// Sessions that share a pool, each on a volume made anew: a pool costs more than a session.
+const SESSIONS_PER_POOL: u32 = 64;
 
 /// Runs one session. The first byte chooses the agreement (bits 0 to 2), a structured script instead
 /// of raw bytes (bit 3), a read-only checkpoint (bit 4) and the size of the pieces that arrive.
@@ -20,6 +23,12 @@ pub fn transmission(input: &[u8]) {
     let mut script = Script(input);
     let mode = script.byte();
     let mut server = Harness::new(mode);
+    converse(&mut server, mode, &mut script);
+    // Only a session without a failure leaves a stage behind.
+    STAGE.set(Some(server.stage));
+}
+
+fn converse(server: &mut Harness, mode: u8, script: &mut Script<'_>) {
     if mode & 8 == 0 {
         let bytes = script.0.to_vec();
         let piece = 1 + usize::from(mode >> 5) * 37;
@@ -34,7 +43,7 @@ pub fn transmission(input: &[u8]) {
         if script.done() {
             break;
         }
-        let request = Wanted::read(&mut script, cookie);
+        let request = Wanted::read(script, cookie);
         let bytes = request.encode(server.extended());
         server.expect(&request);
         if !server.feed(&bytes) {
@@ -66,7 +75,7 @@ impl Wanted {
             (offset, length) = (offset & !4095, (length & 0xff) << 12);
         }
         if shape & 4 != 0 {
-            length = length << 8 & 0x3f_ffff;
+            length = length << 8 & 0x1f_ffff;
         }
         if shape & 8 != 0 {
             offset = (offset << 40) | offset;
@@ -100,7 +109,7 @@ impl Wanted {
 }
 
 struct Harness {
-    pool: Pool,
+    stage: Stage,
     session: Session,
     agreed: Negotiated,
     metrics: Metrics,
@@ -112,25 +121,55 @@ struct Harness {
     closed: bool,
 }
 
+/// What every session begins with: a pattern in the middle of the head and of checkpoint v1.
+struct Stage {
+    pool: Pool,
+    head: View,
+    checkpoint: View,
+    sessions: u32,
+}
+
+thread_local! {
+    static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
+}
+
+const PATTERN: std::ops::Range<u64> = 1 << 20..(1 << 20) + (300 << 10);
+
+impl Stage {
+    /// The stage of the last session, cleaned, or a new one.
+    fn take() -> Self {
+        let used = STAGE.take().filter(|stage| stage.sessions < SESSIONS_PER_POOL);
+        used.map_or_else(Self::build, Self::clean).expect("a volume in memory")
+    }
+
+    fn build() -> blockstore::Result<Self> {
+        let (disk, clock) = (SimDisk::new().handle(), SimClock::default());
+        Pool::create(&disk, &clock, [7; 16])?;
+        let options = PoolOptions { map_cache: 1 << 18, anchor_bytes: 1 << 20 };
+        let (mut pool, _) = Pool::open(disk, Arc::new(clock), options)?;
+        let (volume, job) = pool.create_volume("disk", SIZE)?;
+        pool.finish(job)?;
+        pool.write(volume, PATTERN.start, &[0xc5; (PATTERN.end - PATTERN.start) as usize])?;
+        let (made, job) = pool.create_checkpoint(volume, "")?;
+        pool.finish(job)?;
+        let (head, checkpoint) = (pool.view(volume, None)?, pool.view(volume, Some(made.name))?);
+        Ok(Self { pool, head, checkpoint, sessions: 1 })
+    }
+
+    fn clean(mut self) -> blockstore::Result<Self> {
+        self.sessions += 1;
+        self.pool.trim(self.head.volume, 0, SIZE)?;
+        self.pool.write(self.head.volume, PATTERN.start, &[0xc5; (PATTERN.end - PATTERN.start) as usize])?;
+        Ok(self)
+    }
+}
+
 impl Harness {
     fn new(mode: u8) -> Self {
-        let disk = SimDisk::new();
-        let options = PoolOptions { map_cache: 1 << 18, anchor_bytes: 1 << 20 };
-        let made = Pool::create(&disk.handle(), &SimClock::default(), [7; 16])
-            .and_then(|()| Pool::open(disk.handle(), Arc::new(SimClock::default()), options));
-        let (mut pool, _) = made.expect("a pool in memory");
+        let stage = Stage::take();
+        let view = if mode & 16 != 0 { stage.checkpoint } else { stage.head };
         let mut model = vec![0; SIZE as usize];
-        let mut prepare = || -> blockstore::Result<View> {
-            let (volume, job) = pool.create_volume("disk", SIZE)?;
-            pool.finish(job)?;
-            pool.write(volume, 1 << 20, &[0xc5; 300 << 10])?;
-            let (_, job) = pool.create_checkpoint(volume, "")?;
-            pool.finish(job)?;
-            let name = pool.checkpoints(volume)?.first().map(|c| c.name);
-            pool.view(volume, name.filter(|_| mode & 16 != 0))
-        };
-        let view = prepare().expect("a volume in memory");
-        model[1 << 20..(1 << 20) + (300 << 10)].fill(0xc5);
+        model[PATTERN.start as usize..PATTERN.end as usize].fill(0xc5);
         let structured = mode & 3 != 0;
         let contexts = [MetaContext::Allocation, MetaContext::ChangedSince("v1".to_owned())];
         let agreed = Negotiated {
@@ -146,7 +185,7 @@ impl Harness {
         };
         let session = Session::new(agreed.clone(), view);
         let (metrics, asked) = (Metrics::default(), BTreeMap::new());
-        Self { pool, session, agreed, metrics, model, input: Vec::new(), replies: Vec::new(), asked, closed: false }
+        Self { stage, session, agreed, metrics, model, input: Vec::new(), replies: Vec::new(), asked, closed: false }
     }
 
     fn extended(&self) -> bool {
@@ -163,11 +202,11 @@ impl Harness {
         loop {
             let (mut out, mut waits) = (Vec::new(), Vec::new());
             let (used, next) =
-                self.session.process(&mut self.pool, &mut self.metrics, &self.input, &mut out, &mut waits);
+                self.session.process(&mut self.stage.pool, &mut self.metrics, &self.input, &mut out, &mut waits);
             assert!(used <= self.input.len());
             assert!(out.len() <= 3 << 20, "one turn says {} bytes", out.len());
             self.input.drain(..used);
-            if let (Some(wait), Err(e)) = (waits.first(), self.pool.flush(self.session.view.volume)) {
+            if let (Some(wait), Err(e)) = (waits.first(), self.stage.pool.flush(self.session.view.volume)) {
                 panic!("{wait:?}: {e}");
             }
             waits.into_iter().for_each(|wait| self.session.synced(&mut out, wait, None));
