@@ -1,14 +1,25 @@
 # All builds share one target folder outside the checkout.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
 
-.PHONY: help demo test
+.DEFAULT_GOAL := help
+.PHONY: help demo test interop build setup
 
-help: ## This list.
-	@sed -n 's/^\([a-z]*\): ## /  make \1	/p' Makefile
+help: ## These lines.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## A guest loses its disk and gets it back: set-up, build, and the main job end to end.
+demo: ## A guest loses its disk and gets it back: the main job, end to end (sets up first).
 	@scripts/setup demo
 	@scripts/demo
 
-test: ## Set-up and every test: formatting, lints, cargo test, NBD clients, the demo.
-	@scripts/test
+test: ## Set-up, formatting, lints, every test, every NBD client, the demo. STAGES="fmt units" picks.
+	@scripts/test $(STAGES)
+
+interop: ## Every NBD client against a fresh daemon.
+	@scripts/setup test
+	@scripts/interop/run
+
+build: ## The release binary.
+	cargo build --release --locked -p cairn
+
+setup: ## Installs what demo and tests need and this machine lacks.
+	@scripts/setup test
