@@ -67,6 +67,17 @@ impl AnchorState {
     }
 }
 
+/// How much work the cleaner may make of giving back dead space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cleaning {
+    /// Clients are busy: segments that are half dead and lose no more blocks.
+    Busy,
+    /// Nobody is: segments that are half dead.
+    Idle,
+    /// It was asked for: segments of which a quarter is dead.
+    Thorough,
+}
+
 /// A segment that may be cleaned.
 pub enum Victim {
     /// Nothing lives in it: remove the file.
@@ -253,7 +264,7 @@ impl Pool {
     }
 
     /// Writes changed map nodes to map pages and takes the state down.
-    pub fn begin_anchor(&mut self, eager: bool) -> Result<AnchorJob> {
+    pub fn begin_anchor(&mut self, cleaning: Cleaning) -> Result<AnchorJob> {
         self.writable()?;
         if let Err(e) = self.write_map_with_reserve() {
             self.anchors.no_space_at = (e.kind() == ErrorKind::NoSpace).then_some(self.anchors.log_bytes);
@@ -268,7 +279,7 @@ impl Pool {
         let bytes = self.encode_anchor(sequence);
         let unsettled = self.segments.table.iter().filter(|(_, s)| s.sealed && !s.settled);
         let settled = unsettled.map(|(id, _)| id).collect();
-        let victims = self.choose_victims(eager);
+        let victims = self.choose_victims(cleaning);
         self.anchors.running = true;
         let log_bytes = std::mem::take(&mut self.anchors.log_bytes);
         self.anchors.live_blocks = self.segments.table.live_blocks;
@@ -305,8 +316,8 @@ impl Pool {
     }
 
     /// An anchor, here and now.
-    pub fn anchor(&mut self, eager: bool) -> Result<()> {
-        let job = self.begin_anchor(eager)?;
+    pub fn anchor(&mut self, cleaning: Cleaning) -> Result<()> {
+        let job = self.begin_anchor(cleaning)?;
         let outcome = job.run();
         self.anchored(job, outcome)
     }
@@ -424,19 +435,26 @@ impl Pool {
     }
 
     /// Segments worth cleaning, by what lives in them now: what is dead now is dead in the anchor
-    /// that is being written, too.
-    fn choose_victims(&self, eager: bool) -> Vec<Victim> {
+    /// that is being written, too. A segment that lost blocks since the last anchor will soon be
+    /// cheaper to pack, or dead: it is left alone unless much dead space has gathered.
+    fn choose_victims(&mut self, cleaning: Cleaning) -> Vec<Victim> {
+        let crowded = self.segments.table.crowded();
         let mut victims = Vec::new();
-        for (id, segment) in self.segments.table.iter() {
+        for (id, segment) in self.segments.table.iter_mut() {
+            let settling = segment.live != std::mem::replace(&mut segment.live_before, segment.live);
             if !segment.sealed || !segment.settled {
                 continue;
             }
             let overhead = crate::limits::DIRECTORY_PAGES + 1;
             let after = segment.live + overhead;
-            let worth = if eager { after * 4 <= segment.stored * 3 } else { after * 2 <= segment.stored };
+            let worth = match cleaning {
+                Cleaning::Thorough => after * 4 <= segment.stored * 3,
+                Cleaning::Busy | Cleaning::Idle => after * 2 <= segment.stored,
+            };
+            let ready = cleaning != Cleaning::Busy || crowded || !settling;
             if segment.live == 0 {
                 victims.push(Victim::Remove(id));
-            } else if worth && segment.stored - after.min(segment.stored) >= 16 {
+            } else if worth && ready && segment.stored - after.min(segment.stored) >= 16 {
                 victims.push(Victim::Pack(CompactJob { id, keep: segment.bits.clone(), disk: self.disk.clone() }));
             }
         }

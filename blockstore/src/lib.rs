@@ -36,10 +36,10 @@ pub mod testing;
 mod types;
 mod volume;
 
-pub use anchor::AnchorJob;
+pub use anchor::{AnchorJob, Cleaning};
 pub use check::{CheckReport, ScrubProgress};
 pub use error::{Error, ErrorKind, Result};
-pub use log::FlushJob;
+pub use log::{FlushJob, WriteBack};
 pub use maintain::{prepare_segment, CleanJob, Cleaned};
 pub use ops::{CheckpointInfo, VolumeInfo};
 pub use pool::{Pool, PoolOptions};

@@ -38,8 +38,17 @@ pub const ZERO_RUNS_MAX: usize = 32;
 
 /// Unwritten log bytes after which write-back is started, so that a flush never waits for much.
 pub const WRITEBACK_BYTES: u64 = 1 << 20;
+/// A flush that covers no more log bytes than this is a small one.
+pub const SMALL_FLUSH_BYTES: u64 = 64 << 10;
+/// Small flushes in a row after which the next one is expected, and written back ahead of.
+pub const SMALL_FLUSHES_HABIT: u32 = 4;
 /// Log bytes between anchors (when the anchor itself is small): bounds replay at open.
 pub const ANCHOR_LOG_BYTES: u64 = 64 << 20;
+/// Dead blocks (512 MiB) that a busy pool may hold, if half its live blocks are not more: beyond it
+/// segments are packed although they still lose blocks.
+pub const DEAD_BLOCKS_ALLOWED: u64 = 1 << 17;
+/// Dead segments (2 GiB) kept for reuse while clients are busy: more are removed.
+pub const RECYCLED_MAX: usize = 64;
 /// Open file handles kept for sealed segments: one more evicts another.
 pub const SEGMENT_HANDLES_MAX: usize = 512;
 /// Trims up to this many blocks release their slots at once; larger ones in the background.

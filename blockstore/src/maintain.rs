@@ -1,10 +1,11 @@
 //! Background work in small pieces: reaping, cleaning, preparing segments.
 
-use crate::anchor::Victim;
+use crate::anchor::{Cleaning, Victim};
 use crate::checkpoint::reap_step;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
+use crate::limits::RECYCLED_MAX;
 use crate::pool::Pool;
 use crate::space::{compact, segment_name};
 use crate::types::{SegmentId, VolumeId};
@@ -14,8 +15,6 @@ use std::sync::Arc;
 pub(crate) const RESERVE_NAME: &str = "reserve";
 /// Bytes kept aside so that trims, deletions and anchors work on a full disk.
 const RESERVE_BYTES: u64 = 16 << 20;
-/// Dead segments kept as spares; more are removed, so that space goes back to the file system.
-const RECYCLED_MAX: usize = 8;
 
 /// One file to clean; runs on any thread.
 pub struct CleanJob {
@@ -98,9 +97,21 @@ impl Pool {
         }
         let victim = self.anchors.victims.pop()?;
         self.anchors.cleaning = true;
-        let wanted = matches!(victim, Victim::Remove(_)) && self.segments.spares.len() < RECYCLED_MAX;
+        // A packed file is short: as a spare it would have to grow again.
+        let whole = |id| self.segments.table.get(id).is_some_and(|s| s.stored == s.used);
+        let wanted = matches!(victim, Victim::Remove(id) if whole(id)) && self.segments.spares.len() < RECYCLED_MAX;
         let recycle = if wanted { self.segments.reserve_id().ok() } else { None };
         Some(CleanJob { victim, disk: self.disk.clone(), recycle })
+    }
+
+    /// A spare beyond `keep` to remove: its space goes back to the file system.
+    pub fn shrink_job(&mut self, keep: usize) -> Option<CleanJob> {
+        if self.anchors.cleaning || self.anchors.running || self.segments.spares.len() <= keep {
+            return None;
+        }
+        let (id, _) = self.segments.spares.remove(0);
+        self.anchors.cleaning = true;
+        Some(CleanJob { victim: Victim::Remove(id), disk: self.disk.clone(), recycle: None })
     }
 
     /// Takes note of a cleaning job's outcome.
@@ -128,7 +139,7 @@ impl Pool {
     pub fn maintain(&mut self) -> Result<()> {
         while self.reap(1 << 10)? {}
         for _ in 0..2 {
-            self.anchor(true)?;
+            self.anchor(Cleaning::Thorough)?;
             while let Some(job) = self.clean_job() {
                 let outcome = job.run();
                 self.cleaned(job, outcome)?;

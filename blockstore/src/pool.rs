@@ -15,7 +15,7 @@ use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::superblock::Superblock;
 use crate::limits::BLOCK;
-use crate::log::{FlushJob, Stream};
+use crate::log::{FlushJob, Stream, WriteBack};
 use crate::map::Map;
 use crate::space::Segments;
 use crate::types::{CheckpointName, Clock, Lsn, RootId, SegmentId, VolumeId};
@@ -204,7 +204,9 @@ impl Pool {
     pub fn flush_job(&mut self, volume: VolumeId) -> Result<FlushJob> {
         self.writable()?;
         let (upto, disk) = (self.next_lsn, self.disk.clone());
-        let own = self.stream(volume).flush_job(upto, &disk);
+        let stream = self.stream(volume);
+        stream.note_flush();
+        let own = stream.flush_job(upto, &disk);
         if self.structural.is_empty() {
             return Ok(own);
         }
@@ -250,7 +252,7 @@ impl Pool {
     }
 
     /// Log ranges whose write-back is worth starting now, so that a later flush waits for little.
-    pub fn take_writeback(&mut self, volume: VolumeId) -> Option<(Arc<dyn File>, u64, u64)> {
+    pub fn take_writeback(&mut self, volume: VolumeId) -> Option<WriteBack> {
         self.stream(volume).take_writeback()
     }
 

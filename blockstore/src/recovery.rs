@@ -7,6 +7,7 @@
 //!     once can never be taken up by a later scan;
 //!   * the first act of a recovered pool is an anchor: recovery itself can be interrupted anywhere.
 
+use crate::anchor::Cleaning;
 use crate::anchor::{old_anchors, read_newest, AnchorState};
 use crate::checkpoint::{Root, Roots};
 use crate::disk::{Disk, File};
@@ -76,7 +77,7 @@ impl Pool {
             report.dropped.extend(end.stopped.iter().map(|why| format!("log of volume {}: {why}", volume.0)));
             pool.adopt_stream(volume, end)?;
         }
-        pool.anchor(false)?;
+        pool.anchor(Cleaning::Busy)?;
         pool.remove_all(old_anchors(&pool.disk, pool.anchors.sequence)?)?;
         pool.keep_reserve();
         Ok((pool, report))
@@ -113,6 +114,7 @@ impl Pool {
                 bits: s.bits,
                 nodes: s.nodes,
                 stored: s.stored,
+                live_before: 0,
             };
             segments.table.insert(s.id, segment);
         }

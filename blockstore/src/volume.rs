@@ -137,30 +137,66 @@ impl Pool {
         Ok(())
     }
 
-    fn read_blocks(&mut self, view: View, first: u64, buf: &mut [u8]) -> Result<()> {
-        let tree = self.roots.get(view.root).map;
-        let count = buf.len() / BLOCK;
+    /// Appends `len` bytes from `offset` to `out`, as [`Pool::read`]; on an error `out` is as before.
+    pub fn read_onto(&mut self, view: View, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+        let start = out.len();
+        let whole_blocks = offset % BLOCK_U64 == 0 && len % BLOCK == 0;
+        let outcome = if whole_blocks {
+            let inside = self.bounds(view, offset, len as u64);
+            inside.and_then(|_| self.read_blocks_onto(view, offset / BLOCK_U64, len / BLOCK, out))
+        } else {
+            out.resize(start + len, 0);
+            self.read(view, offset, &mut out[start..])
+        };
+        outcome.inspect_err(|_| out.truncate(start))
+    }
+
+    fn read_blocks_onto(&mut self, view: View, first: u64, count: usize, out: &mut Vec<u8>) -> Result<()> {
         let mut done = 0;
         while done < count {
-            let block = first + done as u64;
-            let (run, addr) = if count == 1 {
-                (1, self.map.lookup(tree, block, &self.segments)?)
-            } else {
-                self.run_at(tree, block, count - done)?
-            };
-            let piece = &mut buf[done * BLOCK..(done + run) * BLOCK];
+            let (run, addr) = self.stored_run(view, first + done as u64, count - done)?;
+            let start = out.len();
             match addr {
-                None => piece.fill(0),
+                None => out.resize(start + run * BLOCK, 0),
                 Some(addr) => {
-                    self.segments.read_slots(addr, piece)?;
-                    for (i, data) in piece.chunks_exact(BLOCK).enumerate() {
-                        self.verify(view, block + i as u64, SlotAddr(addr.0 + i as u64), data)?;
-                    }
+                    self.segments.read_slots_onto(addr, out, run)?;
+                    self.verify_run(view, first + done as u64, addr, &out[start..])?;
                 }
             }
             done += run;
         }
         Ok(())
+    }
+
+    fn read_blocks(&mut self, view: View, first: u64, buf: &mut [u8]) -> Result<()> {
+        let count = buf.len() / BLOCK;
+        let mut done = 0;
+        while done < count {
+            let (run, addr) = self.stored_run(view, first + done as u64, count - done)?;
+            let piece = &mut buf[done * BLOCK..(done + run) * BLOCK];
+            match addr {
+                None => piece.fill(0),
+                Some(addr) => {
+                    self.segments.read_slots(addr, piece)?;
+                    self.verify_run(view, first + done as u64, addr, piece)?;
+                }
+            }
+            done += run;
+        }
+        Ok(())
+    }
+
+    fn verify_run(&mut self, view: View, first: u64, addr: SlotAddr, data: &[u8]) -> Result<()> {
+        let blocks = data.chunks_exact(BLOCK).zip(0..);
+        blocks.into_iter().try_for_each(|(data, i)| self.verify(view, first + i, SlotAddr(addr.0 + i), data))
+    }
+
+    fn stored_run(&mut self, view: View, block: u64, max: usize) -> Result<(usize, Option<SlotAddr>)> {
+        let tree = self.roots.get(view.root).map;
+        if max == 1 {
+            return Ok((1, self.map.lookup(tree, block, &self.segments)?));
+        }
+        self.run_at(tree, block, max)
     }
 
     /// The longest run from `block`, up to `max` blocks, that is a hole or lies in consecutive slots.

@@ -8,7 +8,7 @@
 //!   * every promised checkpoint is byte-equal; the checker finds nothing.
 
 use blockstore::testing::{Fault, SimClock, SimDisk};
-use blockstore::{CheckpointName, Pool, PoolOptions, VolumeId};
+use blockstore::{CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -141,7 +141,7 @@ fn apply(pool: &mut Pool, id: VolumeId, op: Op, turn: usize, model: &mut Model) 
             }
         }
         _ => {
-            pool.anchor(true)?;
+            pool.anchor(Cleaning::Thorough)?;
             while pool.reap(64)? {}
             while let Some(job) = pool.clean_job() {
                 let outcome = job.run();

@@ -5,7 +5,7 @@
 //! it holds a packed segment, map pages, an anchor and an unanchored tail.
 
 use blockstore::testing::{SimClock, SimDisk};
-use blockstore::{CheckpointName, Pool, PoolOptions, VolumeId};
+use blockstore::{CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
 use std::fmt::Write;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ fn write_the_fixture() {
     let (fork, job) = pool.fork(main, CheckpointName::parse("v2"), "fork").unwrap();
     pool.finish(job).unwrap();
     pool.write(fork, 7 * BLOCK, &[0xbb; 2 * BLOCK as usize]).unwrap();
-    pool.anchor(false).unwrap();
+    pool.anchor(Cleaning::Busy).unwrap();
     let (_, job) = pool.restore(main, CheckpointName::parse("v2").unwrap()).unwrap();
     pool.finish(job).unwrap();
     pool.write(main, 9 * BLOCK, &[0xcc; BLOCK as usize]).unwrap();

@@ -2,7 +2,7 @@
 //! trimming, deleting, anchors and opening the pool work, and nothing acknowledged is lost.
 
 use blockstore::testing::{Fault, SimClock, SimDisk};
-use blockstore::{ErrorKind, Pool, PoolOptions, VolumeId};
+use blockstore::{Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
 use std::sync::Arc;
 
 const BLOCK: usize = 4096;
@@ -38,7 +38,7 @@ fn an_anchor_that_finds_no_space_closes_nothing() {
         let (disk, mut pool, id) = filled();
         pool.write(id, 0, &[8; BLOCK]).unwrap();
         disk.inject(disk.calls() + call, Fault::NoSpace);
-        let outcome = pool.anchor(true);
+        let outcome = pool.anchor(Cleaning::Thorough);
         let fired = disk.fault_fired();
         match pool.poisoned().map(str::to_owned) {
             Some(why) => assert!(why.contains("sync"), "call {call}: {why}"),
@@ -46,7 +46,7 @@ fn an_anchor_that_finds_no_space_closes_nothing() {
                 failed += u32::from(outcome.is_err());
                 pool.trim(id, BLOCK as u64, BLOCK as u64).unwrap();
                 pool.flush(id).unwrap();
-                pool.anchor(true).unwrap();
+                pool.anchor(Cleaning::Thorough).unwrap();
                 expect(&mut pool, id, 1, 0);
             }
         }
@@ -95,7 +95,7 @@ fn a_failed_anchor_leaves_no_segment_behind() {
         let (disk, mut pool, id) = filled();
         pool.write(id, 0, &[8; BLOCK]).unwrap();
         disk.inject(disk.calls() + call, Fault::NoSpace);
-        let _ = pool.anchor(false);
+        let _ = pool.anchor(Cleaning::Busy);
         if pool.poisoned().is_some() {
             continue;
         }

@@ -1,7 +1,7 @@
 //! Random histories against the executable model: restarts, power loss, and the accounts.
 
 use blockstore::testing::{ReferenceDisk, SimClock, SimDisk};
-use blockstore::{Pool, PoolOptions, VolumeId};
+use blockstore::{Cleaning, Pool, PoolOptions, VolumeId};
 use std::sync::Arc;
 
 const SIZE: usize = 8 << 20;
@@ -120,7 +120,7 @@ fn step(pool: &mut Pool, model: &mut ReferenceDisk, rng: &mut Rng, forks: &mut u
         }
         18 => drop(pool.reap(1 + rng.below(40)).unwrap()),
         _ => {
-            pool.anchor(rng.below(2) == 0).unwrap();
+            pool.anchor(if rng.below(2) == 0 { Cleaning::Thorough } else { Cleaning::Busy }).unwrap();
             while let Some(job) = pool.clean_job() {
                 let outcome = job.run();
                 pool.cleaned(job, outcome).unwrap();

@@ -2,7 +2,7 @@
 //! the store used to fail; none of them may come back.
 
 use blockstore::testing::{SimClock, SimDisk};
-use blockstore::{Pool, PoolOptions, VolumeId};
+use blockstore::{Cleaning, Pool, PoolOptions, VolumeId};
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -152,7 +152,7 @@ fn a_segment_that_could_not_be_begun_does_not_stop_the_opening() {
     disk.inject(disk.calls() + 2, blockstore::testing::Fault::NoSpace);
     assert!(pool.write(a, 0, &[1; BLOCK]).is_err());
     disk.edit("seg-00000002", Vec::clear);
-    pool.anchor(false).unwrap();
+    pool.anchor(Cleaning::Busy).unwrap();
     drop(pool);
     let disk = disk.after_kill();
     let mut pool = open(&disk);
@@ -236,8 +236,8 @@ fn old_anchors_go_and_foreign_names_are_no_anchors() {
     let name = disk.names().into_iter().find(|n| n.starts_with("anchor-")).unwrap();
     let mut old = Vec::new();
     disk.edit(&name, |bytes| old.clone_from(bytes));
-    pool.anchor(false).unwrap();
-    pool.anchor(false).unwrap();
+    pool.anchor(Cleaning::Busy).unwrap();
+    pool.anchor(Cleaning::Busy).unwrap();
     drop(pool);
     let disk = disk.after_kill();
     disk.handle().create(&name).unwrap().write_at(&[IoSlice::new(&old)], 0).unwrap();
@@ -254,7 +254,7 @@ fn old_anchors_go_and_foreign_names_are_no_anchors() {
 fn an_anchor_under_another_number_is_refused() {
     let (disk, mut pool) = new_pool();
     create(&mut pool, "a");
-    pool.anchor(false).unwrap();
+    pool.anchor(Cleaning::Busy).unwrap();
     drop(pool);
     let disk = disk.after_kill();
     let name = disk.names().into_iter().find(|n| n.starts_with("anchor-")).unwrap();

@@ -3,7 +3,7 @@
 use crate::args::{parse_size, CheckpointVerb, Cli, Verb, VolumeVerb};
 use crate::client::{carry_out, connect, Failure};
 use crate::output::{print, Progress};
-use blockstore::{CheckpointName, Pool, PoolOptions, ScrubProgress, View};
+use blockstore::{CheckpointName, Cleaning, Pool, PoolOptions, ScrubProgress, View};
 use nbd_server::{open_pool, PoolLock};
 use serde_json::{json, Value};
 use std::fs::File;
@@ -101,7 +101,7 @@ fn import(folder: &Path, file: &Path, name: &str, as_json: bool) -> Result<(), F
         at += piece.len() as u64;
         progress.show(at, len);
         if pool.wants_anchor() {
-            pool.anchor(false)?;
+            pool.anchor(Cleaning::Busy)?;
         }
     }
     pool.flush(id)?;

@@ -2,7 +2,7 @@
 //! cleaning.
 
 use blockstore::disk::{Disk, File};
-use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId};
+use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId, WriteBack};
 use std::io;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub enum Job {
     /// Remove or pack a segment file.
     Clean(CleanJob),
     /// Start write-back of a range.
-    WriteBack(Arc<dyn File>, u64, u64),
+    WriteBack(WriteBack),
     /// Prepare a segment.
     Spare(SegmentId, Arc<dyn Disk>),
 }
@@ -96,9 +96,8 @@ fn run(job: Job) -> Option<Done> {
             let outcome = job.run();
             Some(Done::Clean(job, outcome))
         }
-        Job::WriteBack(file, offset, len) => {
-            // A hint: a failure shows up at the next sync.
-            let _ = file.start_writeback(offset, len);
+        Job::WriteBack(range) => {
+            range.start();
             None
         }
         Job::Spare(id, disk) => Some(Done::Spare(id, prepare_segment(&disk, id))),

@@ -67,6 +67,18 @@ impl Poll {
     }
 }
 
+/// Asks for room for `bytes` of replies in the kernel, so that a slow reader delays the next request
+/// less; the kernel gives what its limits allow.
+pub fn set_send_buffer(fd: RawFd, bytes: i32) {
+    for option in [libc::SO_SNDBUFFORCE, libc::SO_SNDBUF] {
+        let (value, len) = ((&raw const bytes).cast(), size_of::<i32>() as libc::socklen_t);
+        // SAFETY: reads four bytes from a live integer.
+        if unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, value, len) } == 0 {
+            return;
+        }
+    }
+}
+
 /// A counter that wakes the loop.
 pub fn event_fd() -> io::Result<OwnedFd> {
     // SAFETY: a plain system call.

@@ -9,7 +9,7 @@ use crate::poll::{self, Poll};
 use crate::session::{Next, Session, Wait};
 use crate::tls::Tls;
 use blockstore::disk::{Disk, OsDisk};
-use blockstore::{FlushJob, Pool, VolumeId};
+use blockstore::{Cleaning, FlushJob, Pool, VolumeId, WriteBack};
 use serde_json::{json, Value};
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -64,6 +64,8 @@ const WAITS_MAX: usize = 4096;
 const DESCRIPTORS_KEPT: u64 = 640;
 /// Descriptors of one client: a socket, and two more for a TLS relay.
 const DESCRIPTORS_EACH: u64 = 3;
+/// Replies that the kernel holds for a client on a Unix socket; TCP sizes its own.
+const SEND_BUFFER_BYTES: i32 = 1 << 20;
 /// Output buffer kept by a client between requests.
 const OUTPUT_KEPT: usize = 8 << 20;
 /// Segments are prepared by writing zeros only when a log has not needed a new one for this long:
@@ -72,6 +74,8 @@ const SPARE_QUIET: Duration = Duration::from_millis(200);
 /// How long the loop asks for more work before it sleeps: a sleeping thread costs tens of
 /// microseconds to wake, which is most of a small request's time.
 const SPIN: Duration = Duration::from_micros(50);
+/// Without requests for this long, the space of spare segments goes back to the file system.
+const SPARES_KEPT: Duration = Duration::from_secs(60);
 /// Idle time after which the map is written down and dead space is given back.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -183,6 +187,7 @@ pub struct Server {
     spares: usize,
     tls: Option<Tls>,
     spare_pending: bool,
+    ahead: Option<WriteBack>,
     last_activity: Instant,
     /// Log segments begun, and when that last changed.
     segments_seen: (u64, Instant),
@@ -272,6 +277,7 @@ impl Server {
             spares: options.spares,
             tls: options.tls,
             spare_pending: false,
+            ahead: None,
             last_activity: Instant::now(),
             segments_seen: (0, Instant::now()),
         })
@@ -313,8 +319,9 @@ impl Server {
                         self.accept_nbd((token - TOKEN_LISTEN) as usize);
                     }
                     token => {
-                        self.last_activity = Instant::now();
                         self.serve(token);
+                        // Taken last: a sync may have taken longer than the loop spins.
+                        self.last_activity = Instant::now();
                     }
                 }
             }
@@ -337,12 +344,14 @@ impl Server {
             false
         });
         if self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor() {
-            match self.pool.begin_anchor(idle) {
+            match self.pool.begin_anchor(if idle { Cleaning::Idle } else { Cleaning::Busy }) {
                 Ok(job) => self.workers.submit(Job::Anchor(Box::new(job))),
                 Err(e) => eprintln!("cairn: anchor: {e}"),
             }
         }
-        if let Some(job) = self.pool.clean_job() {
+        let spent = self.last_activity.elapsed() > SPARES_KEPT;
+        let job = self.pool.clean_job().or_else(|| spent.then(|| self.pool.shrink_job(self.spares)).flatten());
+        if let Some(job) = job {
             self.workers.submit(Job::Clean(job));
         }
         let segments = self.pool.segments_used();
@@ -552,6 +561,10 @@ impl Server {
         }
         self.process(token);
         self.send(token);
+        // While the client turns to its flush, the disk begins with what that will ask for.
+        if let Some(range) = self.ahead.take() {
+            range.start();
+        }
     }
 
     fn process(&mut self, token: u64) {
@@ -615,6 +628,9 @@ impl Server {
             }
             HandshakeStep::Serve(agreed) => match resolve(&self.pool, &agreed.export.name) {
                 Ok(view) => {
+                    if let Socket::Unix(socket) = &conn.socket {
+                        poll::set_send_buffer(socket.as_raw_fd(), SEND_BUFFER_BYTES);
+                    }
                     conn.role = Role::Session(Session::new(*agreed, view));
                     true
                 }
@@ -641,8 +657,10 @@ impl Server {
             Next::Read(whole) => make_room(conn, whole),
             Next::Send | Next::Yield => {}
         }
-        if let Some((file, offset, len)) = self.pool.take_writeback(volume) {
-            self.workers.submit(Job::WriteBack(file, offset, len));
+        match self.pool.take_writeback(volume) {
+            Some(range) if range.urgent => self.ahead = Some(range),
+            Some(range) => self.workers.submit(Job::WriteBack(range)),
+            None => {}
         }
         if !waits.is_empty() {
             waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));

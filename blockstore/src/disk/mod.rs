@@ -36,6 +36,12 @@ pub trait Disk: Send + Sync {
 pub trait File: Send + Sync {
     /// Fills `buf` from `offset`; end of file is an error (`UnexpectedEof`).
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Appends `len` bytes from `offset` to `out`; on an error `out` is as before.
+    fn read_onto(&self, out: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
+        let start = out.len();
+        out.resize(start + len, 0);
+        self.read_at(&mut out[start..], offset).inspect_err(|_| out.truncate(start))
+    }
     /// Writes all of `bufs` one after another at `offset`.
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Makes all written bytes durable.

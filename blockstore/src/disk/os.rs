@@ -75,6 +75,30 @@ impl File for OsFile {
         self.0.read_exact_at(buf, offset)
     }
 
+    /// Straight into the spare room of `out`, which need not be filled with zeros first.
+    fn read_onto(&self, out: &mut Vec<u8>, len: usize, offset: u64) -> io::Result<()> {
+        let start = out.len();
+        out.reserve(len);
+        let mut done = 0;
+        while done < len {
+            let room = &mut out.spare_capacity_mut()[done..len];
+            let at = (offset + done as u64) as libc::off_t;
+            // SAFETY: `room` is writable memory of this length, and the kernel only writes to it.
+            let read = unsafe { libc::pread(self.0.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at) };
+            match usize::try_from(read) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => done += n,
+                Err(_) => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e => return Err(e),
+                },
+            }
+        }
+        // SAFETY: the calls above have initialised `len` bytes behind `start`, within the capacity.
+        unsafe { out.set_len(start + len) };
+        Ok(())
+    }
+
     fn write_at(&self, bufs: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
         const IOV_MAX: usize = 1024;
         for chunk in bufs.chunks(IOV_MAX) {

@@ -4,4 +4,4 @@ mod scan;
 mod stream;
 
 pub use scan::{scan_stream, Candidates, ScannedBatch, StreamEnd, TailStart};
-pub use stream::{FlushJob, OpenSegment, Stream};
+pub use stream::{FlushJob, OpenSegment, Stream, WriteBack};

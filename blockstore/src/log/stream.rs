@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 use crate::format::batch::Batch;
 use crate::format::record::Record;
 use crate::format::segment::{directory_offset, encode_directory_page, Layout, SegmentHeader, SegmentKind};
-use crate::limits::{BLOCK, BLOCK_U64, CRCS_PER_PAGE, DIRECTORY_PAGES, END_SLOT, FIRST_SLOT, WRITEBACK_BYTES};
+use crate::limits::{
+    BLOCK, BLOCK_U64, CRCS_PER_PAGE, DIRECTORY_PAGES, END_SLOT, FIRST_SLOT, SMALL_FLUSHES_HABIT, SMALL_FLUSH_BYTES,
+    WRITEBACK_BYTES,
+};
 use crate::map::PageCache;
 use crate::space::{Segment, Segments};
 use crate::types::{Lsn, SegmentId, SlotAddr, VolumeId};
@@ -41,6 +44,27 @@ pub struct Stream {
     unsynced: Vec<(Arc<dyn File>, Lsn)>,
     unsynced_names: Option<Lsn>,
     writeback_from: u64,
+    since_flush: u64,
+    small_flushes: u32,
+}
+
+/// Log bytes whose write-back is worth starting.
+pub struct WriteBack {
+    /// Where they are.
+    pub file: Arc<dyn File>,
+    /// From here, bytes.
+    pub offset: u64,
+    /// So many.
+    pub len: u64,
+    /// They are few, and a flush is about to ask for them.
+    pub urgent: bool,
+}
+
+impl WriteBack {
+    /// Starts it. A hint: what fails here shows up at the next sync.
+    pub fn start(&self) {
+        let _ = self.file.start_writeback(self.offset, self.len);
+    }
 }
 
 /// What a flush has to sync; runs on any thread.
@@ -79,6 +103,8 @@ impl Stream {
             unsynced: Vec::new(),
             unsynced_names: None,
             writeback_from: 0,
+            since_flush: 0,
+            small_flushes: 0,
         }
     }
 
@@ -130,6 +156,7 @@ impl Stream {
         slices.extend_from_slice(data);
         open.file.write_at(&slices, offset).map_err(|e| Error::io("writing the log", e))?;
         open.next_slot += need;
+        self.since_flush += u64::from(need) * BLOCK_U64;
         self.previous_crc = crc;
         let crcs = segments.open_crcs.entry(open.id).or_default();
         crcs.resize(addr.slot() as usize + 1, 0);
@@ -204,16 +231,31 @@ impl Stream {
         }
     }
 
-    /// Log bytes worth starting write-back for, once there are enough.
-    pub fn take_writeback(&mut self) -> Option<(Arc<dyn File>, u64, u64)> {
+    /// A client asked for a flush: remembers whether this one flushes after every few writes.
+    pub fn note_flush(&mut self) {
+        match std::mem::take(&mut self.since_flush) {
+            0 => {}
+            1..=SMALL_FLUSH_BYTES => self.small_flushes = self.small_flushes.saturating_add(1),
+            _ => self.small_flushes = 0,
+        }
+        if let Some(open) = &self.open {
+            self.writeback_from = u64::from(open.next_slot) * BLOCK_U64;
+        }
+    }
+
+    /// Log bytes worth starting write-back for: when there are enough, or when a flush is likely to
+    /// follow at once, so that the disk works while the client prepares it.
+    pub fn take_writeback(&mut self) -> Option<WriteBack> {
         let open = self.open.as_ref()?;
         let end = u64::from(open.next_slot) * BLOCK_U64;
-        let from = self.writeback_from;
-        if end < from + WRITEBACK_BYTES {
+        let (offset, len) = (self.writeback_from, end.saturating_sub(self.writeback_from));
+        let expected = self.small_flushes >= SMALL_FLUSHES_HABIT && self.since_flush <= SMALL_FLUSH_BYTES;
+        let urgent = expected && len > 0 && len < WRITEBACK_BYTES;
+        if len < WRITEBACK_BYTES && !urgent {
             return None;
         }
         self.writeback_from = end;
-        Some((open.file.clone(), from, end - from))
+        Some(WriteBack { file: open.file.clone(), offset, len, urgent })
     }
 }
 

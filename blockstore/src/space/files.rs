@@ -124,14 +124,25 @@ impl Segments {
         Ok(self.handle(id)?.file)
     }
 
-    /// Fills `buf` with whole blocks from consecutive slots at `addr`; checksums are not verified
-    /// here (see [`Segments::crc`]).
-    pub fn read_slots(&self, addr: SlotAddr, buf: &mut [u8]) -> Result<()> {
+    fn locate(&self, addr: SlotAddr) -> Result<(Arc<dyn File>, u64)> {
         let handle = self.handle(addr.segment())?;
         let offset = handle
             .offset(addr.slot())
             .ok_or_else(|| Error::corrupt(format!("{addr} was dropped by the cleaner although it is in use")))?;
-        handle.file.read_at(buf, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
+        Ok((handle.file, offset))
+    }
+
+    /// Fills `buf` with whole blocks from consecutive slots at `addr`; checksums are not verified
+    /// here (see [`Segments::crc`]).
+    pub fn read_slots(&self, addr: SlotAddr, buf: &mut [u8]) -> Result<()> {
+        let (file, offset) = self.locate(addr)?;
+        file.read_at(buf, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
+    }
+
+    /// Appends `count` blocks from consecutive slots at `addr` to `out`, as [`Segments::read_slots`].
+    pub fn read_slots_onto(&self, addr: SlotAddr, out: &mut Vec<u8>, count: usize) -> Result<()> {
+        let (file, offset) = self.locate(addr)?;
+        file.read_onto(out, count * BLOCK, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
     }
 
     /// The recorded checksum of a data slot.

@@ -8,7 +8,7 @@
 //!   * addresses are never reused, so a dead slot stays dead.
 
 use crate::format::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
-use crate::limits::SEGMENT_SLOTS;
+use crate::limits::{DEAD_BLOCKS_ALLOWED, SEGMENT_SLOTS};
 use crate::types::{SegmentId, SlotAddr, VolumeId};
 use std::collections::BTreeMap;
 
@@ -33,6 +33,8 @@ pub struct Segment {
     pub nodes: Option<Box<[u8; SEGMENT_SLOTS as usize]>>,
     /// Slots the file holds: `used`, or fewer once packed.
     pub stored: u32,
+    /// Live slots when an anchor last looked: a segment that still loses blocks is not packed yet.
+    pub live_before: u32,
 }
 
 impl Segment {
@@ -40,7 +42,7 @@ impl Segment {
     pub fn new(kind: SegmentKind, volume: VolumeId) -> Self {
         let nodes = (kind == SegmentKind::Map).then(|| Box::new([0; SEGMENT_SLOTS as usize]));
         let bits = Box::new([0; BITMAP_WORDS]);
-        Self { kind, volume, sealed: false, settled: false, used: 0, live: 0, bits, nodes, stored: 0 }
+        Self { kind, volume, sealed: false, settled: false, used: 0, live: 0, bits, nodes, stored: 0, live_before: 0 }
     }
 
     /// Whether `slot` lives.
@@ -96,6 +98,17 @@ impl SegmentTable {
     /// All of them, by number.
     pub fn iter(&self) -> impl Iterator<Item = (SegmentId, &Segment)> {
         self.segments.iter().map(|(id, s)| (*id, s))
+    }
+
+    /// All of them, for changing.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SegmentId, &mut Segment)> {
+        self.segments.iter_mut().map(|(id, s)| (*id, s))
+    }
+
+    /// Whether so much dead space has gathered that it should not wait to become cheap to give back.
+    pub fn crowded(&self) -> bool {
+        let dead: u64 = self.segments.values().map(|s| u64::from(s.stored.saturating_sub(s.live))).sum();
+        dead > DEAD_BLOCKS_ALLOWED.max(self.live_blocks / 2)
     }
 
     /// `count` data slots from `first` came to life.

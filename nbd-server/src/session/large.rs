@@ -131,9 +131,7 @@ impl Session {
 
     /// Appends `len` bytes from `at`.
     pub(super) fn read_bytes(&self, pool: &mut Pool, at: u64, len: usize, out: &mut Vec<u8>) -> blockstore::Result<()> {
-        let body = out.len();
-        out.resize(body + len, 0);
-        pool.read(self.view, at, out.get_mut(body..).unwrap_or_default())
+        pool.read_onto(self.view, at, len, out)
     }
 
     /// Appends `len` bytes from `at` as chunks of data and holes.
