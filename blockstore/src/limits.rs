@@ -44,7 +44,7 @@ pub const SMALL_FLUSH_BYTES: u64 = 64 << 10;
 pub const SMALL_FLUSHES_HABIT: u32 = 4;
 /// Log bytes between anchors (when the anchor itself is small): bounds replay at open.
 pub const ANCHOR_LOG_BYTES: u64 = 64 << 20;
-/// Dead blocks (512 MiB) that a busy pool may hold, if half its live blocks are not more: beyond it
+/// Dead blocks (512 MiB) that a busy pool may hold, or as many as live if those are more: beyond it
 /// segments are packed although they still lose blocks.
 pub const DEAD_BLOCKS_ALLOWED: u64 = 1 << 17;
 /// Dead segments (2 GiB) kept for reuse while clients are busy: more are removed.

@@ -9,7 +9,7 @@ use crate::poll::{self, Poll};
 use crate::session::{Next, Session, Wait};
 use crate::tls::Tls;
 use blockstore::disk::{Disk, OsDisk};
-use blockstore::{Cleaning, FlushJob, Pool, VolumeId, WriteBack};
+use blockstore::{Cleaning, FlushJob, Pool, VolumeId};
 use serde_json::{json, Value};
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -187,7 +187,6 @@ pub struct Server {
     spares: usize,
     tls: Option<Tls>,
     spare_pending: bool,
-    ahead: Option<WriteBack>,
     last_activity: Instant,
     /// Log segments begun, and when that last changed.
     segments_seen: (u64, Instant),
@@ -277,7 +276,6 @@ impl Server {
             spares: options.spares,
             tls: options.tls,
             spare_pending: false,
-            ahead: None,
             last_activity: Instant::now(),
             segments_seen: (0, Instant::now()),
         })
@@ -561,10 +559,6 @@ impl Server {
         }
         self.process(token);
         self.send(token);
-        // While the client turns to its flush, the disk begins with what that will ask for.
-        if let Some(range) = self.ahead.take() {
-            range.start();
-        }
     }
 
     fn process(&mut self, token: u64) {
@@ -658,7 +652,8 @@ impl Server {
             Next::Send | Next::Yield => {}
         }
         match self.pool.take_writeback(volume) {
-            Some(range) if range.urgent => self.ahead = Some(range),
+            // Now, so that the disk works while the reply travels and the client prepares its flush.
+            Some(range) if range.urgent => range.start(),
             Some(range) => self.workers.submit(Job::WriteBack(range)),
             None => {}
         }

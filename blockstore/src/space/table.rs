@@ -108,7 +108,7 @@ impl SegmentTable {
     /// Whether so much dead space has gathered that it should not wait to become cheap to give back.
     pub fn crowded(&self) -> bool {
         let dead: u64 = self.segments.values().map(|s| u64::from(s.stored.saturating_sub(s.live))).sum();
-        dead > DEAD_BLOCKS_ALLOWED.max(self.live_blocks / 2)
+        dead > DEAD_BLOCKS_ALLOWED.max(self.live_blocks)
     }
 
     /// `count` data slots from `first` came to life.
