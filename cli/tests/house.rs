@@ -29,8 +29,6 @@ const LICENCES: [&str; 10] = [
 const RUNTIMES: [&str; 6] = ["tokio", "async-std", "smol", "async-executor", "compio", "glommio"];
 
 const LINES_MAX: usize = 600;
-/// Longer files, each with a reason to be gone from here.
-const LONG_FILES: [&str; 1] = ["nbd-server/src/server.rs"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
@@ -142,9 +140,7 @@ fn every_module_is_short_and_says_what_it_promises() {
         let name = path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
         let source = fs::read_to_string(&path).expect("a readable file");
         let lines = source.lines().count();
-        let excused = LONG_FILES.contains(&name.as_str());
-        assert!(lines <= LINES_MAX || excused, "{name} has {lines} lines: what does it hide?");
-        assert!(lines > LINES_MAX || !excused, "{name} is short now: take it out of LONG_FILES");
+        assert!(lines <= LINES_MAX, "{name} has {lines} lines: what does it hide?");
         // A fuzz target begins with its crate attribute.
         let first = source.lines().find(|line| !line.starts_with("#![")).unwrap_or_default();
         assert!(first.starts_with("//!"), "{name} does not begin with what it promises (//!)");

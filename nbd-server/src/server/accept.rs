@@ -1,0 +1,132 @@
+//! Letting clients in: listeners, and how many there may be.
+//!
+//! Invariants
+//!   * the control socket can be used by its owner alone, and TCP beyond loopback only with TLS;
+//!   * a client that has not been let in yet makes room for a new one; one that has been never does.
+
+use super::conn::{Conn, Role, Socket};
+use super::Server;
+use crate::nbd::{Gate, Handshake};
+use crate::poll;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::net::{TcpListener, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Instant;
+
+/// Connections at a time: one more is closed at once.
+pub(super) const CONNECTIONS_MAX: usize = 1024;
+/// Clients accepted in one turn.
+const ACCEPTS_PER_TURN: usize = 16;
+/// Descriptors that are not clients': segment files, listeners, the pool's own.
+pub(super) const DESCRIPTORS_KEPT: u64 = 640;
+/// Descriptors of one client: a socket, and two more for a TLS relay.
+pub(super) const DESCRIPTORS_EACH: u64 = 3;
+
+pub(super) enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+pub(super) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    // A socket left by a killed daemon: the pool's lock says that nobody listens there any more.
+    if UnixStream::connect(path).is_err() && fs::symlink_metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+pub(super) fn listen_tcp(address: &str, tls: bool) -> io::Result<TcpListener> {
+    let explain = |e: io::Error| io::Error::new(e.kind(), format!("listening on {address}: {e}"));
+    let found = address.to_socket_addrs().map_err(explain)?.collect::<Vec<_>>();
+    if !tls && found.iter().any(|a| !a.ip().is_loopback()) {
+        let text = format!(
+            "{address} is not a loopback address: give --tls-cert and --tls-key, and --tls-client-ca to let in only \
+             clients you know; without TLS, NBD is served on loopback and Unix sockets only"
+        );
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    let listener = TcpListener::bind(found.as_slice()).map_err(explain)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+impl Server {
+    pub(super) fn add(&mut self, socket: Socket, role: Role, out: Vec<u8>) {
+        if self.conns.len() >= self.connections_max && !matches!(role, Role::Control) && !self.evict_stranger() {
+            return;
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        if self.poll.add(socket.fd(), token, poll::READ).is_err() {
+            return;
+        }
+        self.metrics.connections += 1;
+        let interest = poll::READ;
+        let conn = Conn {
+            socket,
+            role,
+            input: Vec::new(),
+            start: 0,
+            end: 0,
+            out,
+            sent: 0,
+            interest,
+            closing: false,
+            more: false,
+            yielded: false,
+            waiting: 0,
+        };
+        self.conns.insert(token, conn);
+        self.send(token);
+    }
+
+    /// Makes room by closing the client that has been negotiating for longest; `false` when all
+    /// clients have been let in.
+    fn evict_stranger(&mut self) -> bool {
+        let since = |conn: &Conn| match &conn.role {
+            Role::Gate(_, since) | Role::Handshake(_, since) => Some(*since),
+            Role::Session(_) | Role::Control => None,
+        };
+        let oldest = self.conns.iter().filter_map(|(token, conn)| Some((since(conn)?, *token))).min();
+        oldest.map(|(_, token)| self.close(token)).is_some()
+    }
+
+    pub(super) fn accept_control(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Ok((stream, _)) = self.control.accept() else { return };
+            if stream.set_nonblocking(true).is_ok() {
+                self.add(Socket::Unix(stream), Role::Control, Vec::new());
+            }
+        }
+    }
+
+    pub(super) fn accept_nbd(&mut self, index: usize) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let accepted = match self.listeners.get(index) {
+                Some(Listener::Unix(l)) => {
+                    l.accept().and_then(|(s, _)| s.set_nonblocking(true).map(|()| Socket::Unix(s)))
+                }
+                Some(Listener::Tcp(l)) => l.accept().and_then(|(s, _)| {
+                    s.set_nodelay(true)?;
+                    s.set_nonblocking(true).map(|()| Socket::Tcp(s))
+                }),
+                None => return,
+            };
+            let Ok(socket) = accepted else { return };
+            let mut greeting = Vec::new();
+            let gated = self.tls.is_some() && matches!(socket, Socket::Tcp(_));
+            let role = if gated {
+                Role::Gate(Gate::new(&mut greeting), Instant::now())
+            } else {
+                Role::Handshake(Handshake::new(&mut greeting), Instant::now())
+            };
+            self.add(socket, role, greeting);
+        }
+    }
+}

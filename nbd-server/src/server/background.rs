@@ -1,0 +1,77 @@
+//! Background work, a bounded piece at a time: reaping, anchors, cleaning, spare segments.
+
+use super::Server;
+use crate::jobs::{Done, Job};
+use blockstore::Cleaning;
+use std::time::{Duration, Instant};
+
+/// Segments are prepared by writing zeros only when a log has not needed a new one for this long:
+/// a fast writer would pay twice for the disk's bandwidth.
+const SPARE_QUIET: Duration = Duration::from_millis(200);
+/// Idle time after which the map is written down and dead space is given back.
+const IDLE: Duration = Duration::from_millis(500);
+/// Without requests for this long, the space of spare segments goes back to the file system.
+const SPARES_KEPT: Duration = Duration::from_secs(60);
+
+impl Server {
+    /// A bounded piece of background work; `true` when there is more at once.
+    pub(super) fn background(&mut self) -> bool {
+        let idle = self.last_activity.elapsed() > IDLE;
+        let more = self.pool.reap(if idle { 256 } else { 8 }).unwrap_or_else(|e| {
+            eprintln!("cairn: giving back space: {e}");
+            false
+        });
+        if self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor() {
+            match self.pool.begin_anchor(if idle { Cleaning::Idle } else { Cleaning::Busy }) {
+                Ok(job) => self.workers.submit(Job::Anchor(Box::new(job))),
+                Err(e) => eprintln!("cairn: anchor: {e}"),
+            }
+        }
+        let spent = self.last_activity.elapsed() > SPARES_KEPT;
+        let job = self.pool.clean_job().or_else(|| spent.then(|| self.pool.shrink_job(self.spares)).flatten());
+        if let Some(job) = job {
+            self.workers.submit(Job::Clean(job));
+        }
+        let segments = self.pool.segments_used();
+        if segments != self.segments_seen.0 {
+            self.segments_seen = (segments, Instant::now());
+        }
+        let quiet = self.segments_seen.1.elapsed() > SPARE_QUIET;
+        if quiet && !self.spare_pending && self.metrics.written_bytes > 0 {
+            if let Ok(Some(id)) = self.pool.spares_wanted(self.spares) {
+                self.spare_pending = true;
+                self.workers.submit(Job::Spare(id, self.disk.clone()));
+            }
+        }
+        more
+    }
+
+    pub(super) fn collect(&mut self) {
+        while let Ok(done) = self.workers.done.try_recv() {
+            match done {
+                Done::Flush(job, outcome) => self.flushed(job, outcome),
+                Done::Anchor(job, outcome) => {
+                    self.metrics.anchors += 1;
+                    if let Err(e) = self.pool.anchored(*job, outcome) {
+                        eprintln!("cairn: {e}");
+                    }
+                    self.pool.keep_reserve();
+                }
+                Done::Clean(job, outcome) => {
+                    self.metrics.cleaned += 1;
+                    if let Err(e) = self.pool.cleaned(job, outcome) {
+                        eprintln!("cairn: cleaning: {e}");
+                    }
+                }
+                Done::Spare(id, outcome) => {
+                    self.spare_pending = false;
+                    match outcome {
+                        Ok(file) => self.pool.add_spare(id, file),
+                        // No space for spares is no error: segments are made when they are needed.
+                        Err(_) => self.spares = 0,
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Group commit: clients that wait for a sync of the same log share it.
+//!
+//! Invariants
+//!   * at most one sync of a log runs at a time; whoever comes while it runs waits for the next one;
+//!   * a waiter is answered after a sync that began when its change was already in the log.
+
+use super::conn::{Conn, Role};
+use super::Server;
+use crate::jobs::Job;
+use crate::session::Wait;
+use blockstore::{FlushJob, VolumeId};
+use serde_json::{json, Value};
+use std::io;
+
+/// Who waits for a sync of a volume's log.
+pub(super) enum Waiter {
+    Nbd(u64, Wait),
+    Control(u64, Value),
+}
+
+#[derive(Default)]
+pub(super) struct Syncing {
+    running: bool,
+    now: Vec<Waiter>,
+    next: Vec<Waiter>,
+}
+
+impl Server {
+    pub(super) fn flushed(&mut self, job: FlushJob, outcome: io::Result<()>) {
+        let failure = self.pool.flushed(&job, outcome).err().map(|e| e.to_string());
+        let Some(entry) = self.syncing.get_mut(&job.volume) else { return };
+        entry.running = false;
+        let waiters = std::mem::take(&mut entry.now);
+        self.answer(waiters, failure.as_deref());
+        self.start_sync(job.volume);
+    }
+
+    fn answer(&mut self, waiters: Vec<Waiter>, failure: Option<&str>) {
+        let mut touched = Vec::new();
+        for waiter in waiters {
+            match waiter {
+                Waiter::Nbd(token, wait) => {
+                    if let Some(Conn { role: Role::Session(session), out, waiting, .. }) = self.conns.get_mut(&token) {
+                        session.synced(out, wait, failure);
+                        *waiting -= 1;
+                        touched.push(token);
+                    }
+                }
+                Waiter::Control(token, answer) => {
+                    let answer = failure.map_or(answer, |why| json!({"error": {"kind": "io", "message": why}}));
+                    self.say(token, &answer);
+                    touched.push(token);
+                }
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        touched.into_iter().for_each(|token| self.send(token));
+    }
+
+    pub(super) fn wait_for_sync(&mut self, volume: VolumeId, waiter: Waiter) {
+        self.syncing.entry(volume).or_default().next.push(waiter);
+    }
+
+    /// Starts a sync for those who came while the last one ran; they share it.
+    pub(super) fn start_sync(&mut self, volume: VolumeId) {
+        let alone = self.conns.len() == 1;
+        let Some(entry) = self.syncing.get_mut(&volume) else { return };
+        if entry.running {
+            return;
+        }
+        if entry.next.is_empty() {
+            self.syncing.remove(&volume);
+            return;
+        }
+        match self.pool.flush_job(volume) {
+            Ok(job) if job.is_empty() => {
+                let waiters = std::mem::take(&mut entry.next);
+                self.syncing.remove(&volume);
+                self.answer(waiters, None);
+            }
+            Ok(job) if alone => {
+                // Nobody else is there to be delayed: two thread switches are saved.
+                let waiters = std::mem::take(&mut entry.next);
+                self.syncing.remove(&volume);
+                let outcome = job.run();
+                let failure = self.pool.flushed(&job, outcome).err().map(|e| e.to_string());
+                self.answer(waiters, failure.as_deref());
+            }
+            Ok(job) => {
+                entry.now = std::mem::take(&mut entry.next);
+                entry.running = true;
+                self.workers.submit(Job::Flush(job));
+            }
+            Err(e) => {
+                let waiters = std::mem::take(&mut entry.next);
+                self.answer(waiters, Some(&e.to_string()));
+            }
+        }
+    }
+}

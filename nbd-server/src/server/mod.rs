@@ -1,0 +1,241 @@
+//! The event loop: one thread that owns the pool and every socket.
+//!
+//! Invariants
+//!   * nothing here blocks but [`Poll::wait`] and a lone client's sync: what may block is a job of a
+//!     worker thread, whose outcome is collected here;
+//!   * every turn of a client and of background work is bounded.
+//!
+//! Not here: what one request does (`session`), what one command does (`control`).
+
+mod accept;
+mod background;
+mod commands;
+mod conn;
+mod flush;
+mod turns;
+
+use crate::jobs::Workers;
+use crate::metrics::Metrics;
+use crate::poll::{self, Poll};
+use crate::tls::Tls;
+use accept::{listen_tcp, listen_unix, Listener, CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
+use blockstore::disk::{Disk, OsDisk};
+use blockstore::{Pool, VolumeId};
+use conn::Conn;
+use flush::Syncing;
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Where NBD clients are accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP address; beyond loopback only with TLS.
+    Tcp(String),
+}
+
+/// How the daemon runs.
+pub struct ServerOptions {
+    /// The pool's folder.
+    pub folder: PathBuf,
+    /// NBD listeners.
+    pub listen: Vec<Listen>,
+    /// Prepared segments to keep ready.
+    pub spares: usize,
+    /// Required of every TCP client when given.
+    pub tls: Option<Tls>,
+}
+
+/// How long the loop asks for more work before it sleeps: a sleeping thread costs tens of
+/// microseconds to wake, which is most of a small request's time.
+const SPIN: Duration = Duration::from_micros(50);
+/// Clients with work left served in one turn: new requests of others come first.
+const YIELDED_PER_TURN: usize = 2;
+
+const TOKEN_SIGNAL: u64 = 0;
+const TOKEN_WAKE: u64 = 1;
+const TOKEN_CONTROL: u64 = 2;
+const TOKEN_LISTEN: u64 = 3;
+
+/// Ends a server from another thread, as SIGTERM does.
+#[derive(Clone)]
+pub struct Stopper(Arc<(AtomicBool, OwnedFd)>);
+
+impl Stopper {
+    /// Asks the server to close cleanly; `run` returns when it has.
+    pub fn stop(&self) {
+        self.0 .0.store(true, Ordering::Release);
+        poll::signal_event(self.0 .1.as_raw_fd());
+    }
+}
+
+/// The daemon.
+pub struct Server {
+    pool: Pool,
+    disk: Arc<dyn Disk>,
+    poll: Poll,
+    wake: OwnedFd,
+    stop: Stopper,
+    signals: OwnedFd,
+    control: UnixListener,
+    listeners: Vec<Listener>,
+    sockets: Vec<PathBuf>,
+    conns: HashMap<u64, Conn>,
+    /// Clients with work left, the longest waiting first.
+    yielded: VecDeque<u64>,
+    connections_max: usize,
+    next_token: u64,
+    workers: Workers,
+    syncing: HashMap<VolumeId, Syncing>,
+    metrics: Metrics,
+    spares: usize,
+    tls: Option<Tls>,
+    spare_pending: bool,
+    last_activity: Instant,
+    /// Log segments begun, and when that last changed.
+    segments_seen: (u64, Instant),
+}
+
+impl Server {
+    /// Binds the sockets and starts the workers.
+    pub fn new(pool: Pool, options: ServerOptions) -> io::Result<Self> {
+        let descriptors = poll::raise_descriptor_limit()?.saturating_sub(DESCRIPTORS_KEPT) / DESCRIPTORS_EACH;
+        let connections_max = CONNECTIONS_MAX.min(descriptors as usize).max(16);
+        let signals = poll::signal_fd()?;
+        let wake = poll::event_fd()?;
+        let wake_fd = wake.as_raw_fd();
+        let workers = Workers::start(move || poll::signal_event(wake_fd))?;
+        let stop = Stopper(Arc::new((AtomicBool::new(false), wake.try_clone()?)));
+        let poll = Poll::new()?;
+        poll.add(signals.as_raw_fd(), TOKEN_SIGNAL, poll::READ)?;
+        poll.add(wake.as_raw_fd(), TOKEN_WAKE, poll::READ)?;
+        let control_path = options.folder.join("control.sock");
+        let control = listen_unix(&control_path)
+            .map_err(|e| io::Error::new(e.kind(), format!("listening on {}: {e}", control_path.display())))?;
+        poll.add(control.as_raw_fd(), TOKEN_CONTROL, poll::READ)?;
+        let (mut listeners, mut sockets) = (Vec::new(), vec![control_path]);
+        for (i, listen) in options.listen.iter().enumerate() {
+            let (listener, fd) = match listen {
+                Listen::Unix(path) => {
+                    let made = listen_unix(path);
+                    let listener =
+                        made.map_err(|e| io::Error::new(e.kind(), format!("listening on {}: {e}", path.display())))?;
+                    sockets.push(path.clone());
+                    let fd = listener.as_raw_fd();
+                    (Listener::Unix(listener), fd)
+                }
+                Listen::Tcp(address) => {
+                    let listener = listen_tcp(address, options.tls.is_some())?;
+                    let fd = listener.as_raw_fd();
+                    (Listener::Tcp(listener), fd)
+                }
+            };
+            poll.add(fd, TOKEN_LISTEN + i as u64, poll::READ)?;
+            listeners.push(listener);
+        }
+        let next_token = TOKEN_LISTEN + listeners.len() as u64;
+        Ok(Self {
+            pool,
+            disk: Arc::new(OsDisk::new(&options.folder)),
+            poll,
+            wake,
+            stop,
+            signals,
+            control,
+            listeners,
+            sockets,
+            conns: HashMap::new(),
+            yielded: VecDeque::new(),
+            connections_max,
+            next_token,
+            workers,
+            syncing: HashMap::new(),
+            metrics: Metrics::default(),
+            spares: options.spares,
+            tls: options.tls,
+            spare_pending: false,
+            last_activity: Instant::now(),
+            segments_seen: (0, Instant::now()),
+        })
+    }
+
+    /// A handle that ends [`Server::run`] from elsewhere.
+    pub fn stopper(&self) -> Stopper {
+        self.stop.clone()
+    }
+
+    /// Where TCP clients are accepted; tells the port when port 0 was asked for.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let address = |l: &Listener| match l {
+            Listener::Tcp(l) => l.local_addr().ok(),
+            Listener::Unix(_) => None,
+        };
+        self.listeners.iter().filter_map(address).collect()
+    }
+
+    /// Serves until SIGTERM or SIGINT, or until its [`Stopper`] is used, then closes cleanly.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Vec::new();
+        let mut housekeeping = Instant::now();
+        let mut running = true;
+        while running {
+            let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
+            let more = self.background();
+            self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
+            for &(token, _) in &events {
+                match token {
+                    TOKEN_SIGNAL => running = false,
+                    TOKEN_WAKE => {
+                        poll::drain(self.wake.as_raw_fd());
+                        self.collect();
+                        running &= !self.stop.0 .0.load(Ordering::Acquire);
+                    }
+                    TOKEN_CONTROL => self.accept_control(),
+                    token if token < TOKEN_LISTEN + self.listeners.len() as u64 => {
+                        self.accept_nbd((token - TOKEN_LISTEN) as usize);
+                    }
+                    token => {
+                        self.serve(token);
+                        // Taken last: a sync may have taken longer than the loop spins.
+                        self.last_activity = Instant::now();
+                    }
+                }
+            }
+            for _ in 0..YIELDED_PER_TURN.min(self.yielded.len()) {
+                self.resume();
+            }
+            if housekeeping.elapsed() > Duration::from_secs(1) {
+                housekeeping = Instant::now();
+                self.expire();
+            }
+        }
+        self.shut_down()
+    }
+
+    fn shut_down(mut self) -> io::Result<()> {
+        poll::drain(self.signals.as_raw_fd());
+        self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
+        self.listeners.clear();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while !self.syncing.is_empty() && Instant::now() < deadline {
+            self.collect();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.conns.clear();
+        if self.pool.poisoned().is_none() {
+            for id in self.pool.volumes() {
+                self.pool.flush(id).map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+}

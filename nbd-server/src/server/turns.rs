@@ -1,0 +1,202 @@
+//! A client's turn: from the bytes of its socket to the bytes of its replies.
+
+use super::conn::{fill, make_room, Conn, Role, Socket};
+use super::flush::Waiter;
+use super::Server;
+use crate::exports::{resolve, PoolExports};
+use crate::jobs::Job;
+use crate::nbd::{GateStep, Handshake, HandshakeStep};
+use crate::poll;
+use crate::session::{Next, Session};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+/// A handshake that takes longer is cut off.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Requests of one client that may wait for a sync: it is not read until they are answered.
+const WAITS_MAX: usize = 4096;
+/// Replies that the kernel holds for a client on a Unix socket; TCP sizes its own.
+const SEND_BUFFER_BYTES: i32 = 1 << 20;
+/// Output buffer kept by a client between requests.
+const OUTPUT_KEPT: usize = 8 << 20;
+
+impl Server {
+    /// Reads what a client sent, carries it out, and sends the replies.
+    pub(super) fn serve(&mut self, token: u64) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        if conn.sent < conn.out.len() {
+            // What is readable can wait until the client has read its replies.
+            return self.send(token);
+        }
+        if conn.yielded {
+            return;
+        }
+        match fill(conn) {
+            Ok(true) => {}
+            Ok(false) => return self.close(token),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return self.close(token),
+        }
+        self.process(token);
+        self.send(token);
+    }
+
+    pub(super) fn process(&mut self, token: u64) {
+        loop {
+            let Some(conn) = self.conns.get_mut(&token) else { return };
+            if conn.closing {
+                return;
+            }
+            match &mut conn.role {
+                Role::Gate(..) => return self.pass_gate(token),
+                Role::Handshake(..) => {
+                    if !self.negotiate(token) {
+                        return;
+                    }
+                }
+                Role::Session(_) => return self.transmit(token),
+                Role::Control => return self.commands(token),
+            }
+        }
+    }
+
+    /// The plaintext stage of a TCP client that must use TLS.
+    fn pass_gate(&mut self, token: u64) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        let Role::Gate(gate, _) = &mut conn.role else { return };
+        let (used, step) = gate.step(&conn.input[conn.start..conn.end], &mut conn.out);
+        conn.start += used;
+        match step {
+            GateStep::NeedMore => {}
+            GateStep::Close => conn.closing = true,
+            GateStep::Secure(handshake) => self.secure(token, handshake),
+        }
+    }
+
+    /// Hands a client's socket to a TLS relay; `inside` goes on with the plaintext that comes out.
+    fn secure(&mut self, token: u64, inside: Handshake) {
+        let (Some(conn), Some(tls)) = (self.conns.remove(&token), &self.tls) else { return };
+        let Socket::Tcp(socket) = conn.socket else { return };
+        if self.poll.remove(socket.as_raw_fd()).is_err() {
+            return;
+        }
+        match tls.start(socket, conn.out[conn.sent..].to_vec()) {
+            Ok(stream) => self.add(Socket::Unix(stream), Role::Handshake(inside, Instant::now()), Vec::new()),
+            Err(e) => eprintln!("cairn: TLS: {e}"),
+        }
+    }
+
+    /// `true` when the client has become a session.
+    fn negotiate(&mut self, token: u64) -> bool {
+        let Some(conn) = self.conns.get_mut(&token) else { return false };
+        let Role::Handshake(handshake, _) = &mut conn.role else { return false };
+        let input = &conn.input[conn.start..conn.end];
+        let (used, step) = handshake.step(input, &mut PoolExports(&mut self.pool), &mut conn.out);
+        conn.start += used;
+        conn.more = step == HandshakeStep::Send;
+        match step {
+            HandshakeStep::NeedMore | HandshakeStep::Send => false,
+            HandshakeStep::Close => {
+                conn.closing = true;
+                false
+            }
+            HandshakeStep::Serve(agreed) => match resolve(&self.pool, &agreed.export.name) {
+                Ok(view) => {
+                    if let Socket::Unix(socket) = &conn.socket {
+                        poll::set_send_buffer(socket.as_raw_fd(), SEND_BUFFER_BYTES);
+                    }
+                    conn.role = Role::Session(Session::new(*agreed, view));
+                    true
+                }
+                Err(_) => {
+                    conn.closing = true;
+                    false
+                }
+            },
+        }
+    }
+
+    fn transmit(&mut self, token: u64) {
+        let mut waits = Vec::new();
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        let Role::Session(session) = &mut conn.role else { return };
+        let volume = session.view.volume;
+        let input = &conn.input[conn.start..conn.end];
+        let (used, next) = session.process(&mut self.pool, &mut self.metrics, input, &mut conn.out, &mut waits);
+        conn.start += used;
+        conn.more = matches!(next, Next::Send | Next::Yield);
+        conn.waiting += waits.len();
+        match next {
+            Next::Close => conn.closing = true,
+            Next::Read(whole) => make_room(conn, whole),
+            Next::Send | Next::Yield => {}
+        }
+        match self.pool.take_writeback(volume) {
+            // Now, so that the disk works while the reply travels and the client prepares its flush.
+            Some(range) if range.urgent => range.start(),
+            Some(range) => self.workers.submit(Job::WriteBack(range)),
+            None => {}
+        }
+        if !waits.is_empty() {
+            waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));
+            self.start_sync(volume);
+        }
+    }
+
+    /// Sends what there is. Requests that are left wait for the next turn.
+    pub(super) fn send(&mut self, token: u64) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        while conn.sent < conn.out.len() {
+            match conn.socket.write(&conn.out[conn.sent..]) {
+                Ok(n) => conn.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    return self.watch(token, poll::WRITE);
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.close(token),
+            }
+        }
+        conn.out.clear();
+        conn.sent = 0;
+        conn.out.shrink_to(OUTPUT_KEPT);
+        if conn.closing && conn.waiting == 0 {
+            return self.close(token);
+        }
+        let reads = !conn.closing && conn.waiting < WAITS_MAX;
+        if conn.more && reads && !conn.yielded {
+            conn.yielded = true;
+            self.yielded.push_back(token);
+        }
+        self.watch(token, if reads { poll::READ } else { 0 });
+    }
+
+    /// Gives the client that has waited for longest another turn.
+    pub(super) fn resume(&mut self) {
+        let Some(token) = self.yielded.pop_front() else { return };
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        conn.yielded = false;
+        self.last_activity = Instant::now();
+        if conn.sent == conn.out.len() {
+            self.process(token);
+            self.send(token);
+        }
+    }
+
+    fn watch(&mut self, token: u64, interest: u32) {
+        if let Some(conn) = self.conns.get_mut(&token) {
+            if conn.interest != interest && self.poll.modify(conn.socket.fd(), token, interest).is_ok() {
+                conn.interest = interest;
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self, token: u64) {
+        self.conns.remove(&token);
+    }
+
+    pub(super) fn expire(&mut self) {
+        let late = |conn: &Conn| matches!(&conn.role, Role::Gate(_, since) | Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
+        self.conns.retain(|_, conn| !late(conn));
+    }
+}
