@@ -157,17 +157,6 @@ impl Client {
     }
 }
 
-/// One command on the daemon's control socket.
-fn control(daemon: &Daemon, line: &str) -> String {
-    let mut stream = UnixStream::connect(daemon.folder.path().join("pool/control.sock")).expect("a control socket");
-    stream.write_all(format!("{line}\n").as_bytes()).expect("heard");
-    let mut answer = Vec::new();
-    while answer.last() != Some(&b'\n') {
-        answer.extend(wire::take(&mut stream, 1).expect("an answer"));
-    }
-    String::from_utf8(answer).expect("text")
-}
-
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i / 7) as u8 ^ (i >> 12) as u8 ^ seed | 1).collect()
 }
@@ -366,7 +355,7 @@ fn block_status_names_changes_and_one_extent_when_asked() {
     let daemon = Daemon::start();
     let mut client = Client::new(&daemon, "disk", Form::Structured, &[]);
     client.write(0, &pattern(128 << 10, 1));
-    assert!(control(&daemon, r#"{"op":"checkpoint.create","volume":"disk"}"#).contains("v1"));
+    assert!(daemon.control(r#"{"op":"checkpoint.create","volume":"disk"}"#).contains("v1"));
     client.write(64 << 10, &pattern(4096, 9));
     let contexts = ["base:allocation", "cairn:changed-since/v1"];
     for form in [Form::Structured, Form::Extended] {
@@ -407,7 +396,7 @@ fn block_status_names_changes_and_one_extent_when_asked() {
 fn a_checkpoint_is_read_only() {
     let daemon = Daemon::start();
     Client::new(&daemon, "disk", Form::Simple, &[]).write(0, &[5; 4096]);
-    control(&daemon, r#"{"op":"checkpoint.create","volume":"disk"}"#);
+    daemon.control(r#"{"op":"checkpoint.create","volume":"disk"}"#);
     Client::new(&daemon, "disk", Form::Simple, &[]).write(0, &[6; 4096]);
     for form in [Form::Simple, Form::Structured, Form::Extended] {
         let mut client = Client::new(&daemon, "disk@v1", form, &[]);

@@ -7,7 +7,7 @@
 //! Not here: what an option means (`handshake`, `gate`).
 
 use super::limits::{OPTIONS_MAX, OPTION_BYTES_MAX, OPTION_SKIP_MAX};
-use super::wire::u32_at;
+use super::wire::{cut, u32_at};
 
 const INIT_MAGIC: &[u8; 8] = b"NBDMAGIC";
 /// Begins every option.
@@ -54,9 +54,9 @@ pub fn reply(out: &mut Vec<u8>, option: u32, kind: u32, body: &[u8]) {
     out.extend(body);
 }
 
-/// Appends an error reply with a text for people.
+/// Appends an error reply with a text for people, cut to a bound.
 pub fn refuse(out: &mut Vec<u8>, option: u32, kind: u32, why: &str) {
-    reply(out, option, kind, why.as_bytes());
+    reply(out, option, kind, cut(why).as_bytes());
 }
 
 /// What the client said in answer to the greeting.

@@ -1,6 +1,7 @@
 //! Replies of the transmission phase, appended to the caller's buffer.
 
-use super::limits::{ERROR_TEXT_MAX, EXTENTS_MAX};
+use super::limits::EXTENTS_MAX;
+use super::wire::cut;
 use blockstore::Extent;
 
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
@@ -62,11 +63,7 @@ pub fn none(out: &mut Vec<u8>, extended: bool, cookie: u64, offset: u64) {
 
 /// A structured error; the text is cut to a bound.
 pub fn error(out: &mut Vec<u8>, extended: bool, cookie: u64, offset: u64, errno: Errno, text: &str) {
-    let mut end = text.len().min(ERROR_TEXT_MAX);
-    while !text.is_char_boundary(end) {
-        end = end.saturating_sub(1);
-    }
-    let text = text.get(..end).unwrap_or_default();
+    let text = cut(text);
     chunk(out, extended, cookie, offset, TYPE_ERROR, true, 6 + text.len() as u64);
     out.extend((errno as u32).to_be_bytes());
     out.extend((text.len() as u16).to_be_bytes());
@@ -133,7 +130,7 @@ mod tests {
     fn cve_2020_10761_a_long_error_text_is_cut() {
         let mut out = Vec::new();
         error(&mut out, false, 1, 0, Errno::Io, &"ä".repeat(10_000));
-        assert!(out.len() <= 20 + 6 + ERROR_TEXT_MAX);
+        assert!(out.len() <= 20 + 6 + crate::nbd::limits::ERROR_TEXT_MAX);
     }
 
     #[test]

@@ -8,9 +8,10 @@ pub mod wire;
 
 use blockstore::PoolOptions;
 use nbd_server::{open_pool, Listen, Server, ServerOptions, Stopper, Tls};
-use std::io;
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::os::unix::thread::JoinHandleExt;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -68,9 +69,31 @@ impl Daemon {
         self.stopper.clone()
     }
 
+    /// One command on the control socket; its answer.
+    pub fn control(&self, line: &str) -> String {
+        let mut stream = UnixStream::connect(self.folder.path().join("pool/control.sock")).expect("a control socket");
+        stream.write_all(format!("{line}\n").as_bytes()).expect("heard");
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).expect("an answer");
+        assert!(!answer.contains("\"error\""), "{line}: {answer}");
+        answer
+    }
+
+    /// Sends SIGTERM to the daemon's thread, as a system would to its process.
+    pub fn terminate(&self) {
+        let thread = self.thread.as_ref().expect("the daemon runs");
+        // SAFETY: the thread has not been joined, so its handle is valid; the signal is blocked in it.
+        assert_eq!(unsafe { libc::pthread_kill(thread.as_pthread_t(), libc::SIGTERM) }, 0);
+    }
+
     /// Ends the daemon and tells how it ended.
     pub fn stop(&mut self) -> io::Result<()> {
         self.stopper.stop();
+        self.join()
+    }
+
+    /// Waits for a daemon that was told to end.
+    pub fn join(&mut self) -> io::Result<()> {
         self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the daemon does not panic"))
     }
 }
