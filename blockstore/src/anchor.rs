@@ -39,6 +39,8 @@ pub(crate) struct AnchorState {
     pub running: bool,
     /// A file is being cleaned: no anchor chooses victims meanwhile.
     pub cleaning: bool,
+    /// An audit is held: nothing is cleaned meanwhile.
+    pub audited: bool,
     /// What the newest anchor allows to clean.
     pub victims: Vec<Victim>,
     /// Counts dead slots at the last anchor: anything new to clean?
@@ -56,6 +58,7 @@ impl AnchorState {
             extra_files: Vec::new(),
             running: false,
             cleaning: false,
+            audited: false,
             victims: Vec::new(),
             live_blocks: 0,
             no_space_at: None,
@@ -176,6 +179,11 @@ pub(crate) fn read_newest(disk: &Arc<dyn Disk>) -> Result<(Anchor, u64)> {
 }
 
 impl AnchorJob {
+    /// The anchor itself.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Makes everything durable and installs the anchor; blocks.
     pub fn run(&self) -> io::Result<()> {
         synced(self.files.iter().try_for_each(|file| file.sync()))?;

@@ -17,6 +17,7 @@
 
 mod anchor;
 mod apply;
+mod audit;
 mod check;
 mod checkpoint;
 pub mod disk;
@@ -37,7 +38,8 @@ mod types;
 mod volume;
 
 pub use anchor::{AnchorJob, Cleaning};
-pub use check::{CheckReport, ScrubProgress};
+pub use audit::{Audit, AuditJob};
+pub use check::{CheckReport, ScrubReport, Ticker};
 pub use error::{Error, ErrorKind, Result};
 pub use log::{FlushJob, WriteBack};
 pub use maintain::{prepare_segment, CleanJob, Cleaned};

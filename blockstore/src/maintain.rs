@@ -92,7 +92,7 @@ impl Pool {
 
     /// The next file to clean, if the newest anchor allows one.
     pub fn clean_job(&mut self) -> Option<CleanJob> {
-        if self.anchors.cleaning || self.anchors.running {
+        if self.anchors.cleaning || self.anchors.running || self.anchors.audited {
             return None;
         }
         let victim = self.anchors.victims.pop()?;

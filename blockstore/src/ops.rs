@@ -60,17 +60,19 @@ fn check_name(name: &str) -> Result<()> {
     Err(Error::invalid(text))
 }
 
-fn check_size(size: u64) -> Result<()> {
-    if size == 0 || size % BLOCK_U64 != 0 || size > VOLUME_BYTES_MAX {
-        return Err(Error::invalid(format!(
-            "{size} bytes cannot be a volume's size: use a multiple of 4096 between 4096 and {VOLUME_BYTES_MAX} (64 PiB)"
-        )));
-    }
-    Ok(())
-}
-
 impl Pool {
-    fn check_new_name(&self, name: &str) -> Result<()> {
+    /// Whether a volume can have this size, and if not, why.
+    pub fn check_size(size: u64) -> Result<()> {
+        if size == 0 || size % BLOCK_U64 != 0 || size > VOLUME_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "{size} bytes cannot be a volume's size: use a multiple of 4096 between 4096 and {VOLUME_BYTES_MAX} (64 PiB)"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether a new volume can have this name, and if not, why.
+    pub fn check_new_name(&self, name: &str) -> Result<()> {
         check_name(name)?;
         if self.names.contains_key(name) {
             return Err(Error::new(ErrorKind::Exists, format!("a volume named {name:?} exists already")));
@@ -84,7 +86,7 @@ impl Pool {
     /// Makes an empty volume of `size` bytes.
     pub fn create_volume(&mut self, name: &str, size: u64) -> Result<(VolumeId, FlushJob)> {
         self.check_new_name(name)?;
-        check_size(size)?;
+        Self::check_size(size)?;
         let id = VolumeId(self.next_volume);
         let record = Record::CreateVolume { id, name: name.to_owned(), size, time_us: self.clock.now_us() };
         self.log(POOL_STREAM, vec![record])?;
@@ -101,7 +103,7 @@ impl Pool {
     /// Changes a volume's size; what lies beyond a smaller size is gone.
     pub fn resize_volume(&mut self, id: VolumeId, size: u64) -> Result<FlushJob> {
         self.volume(id)?;
-        check_size(size)?;
+        Self::check_size(size)?;
         self.log_with_reserve(id, vec![Record::Resize { size }])?;
         self.flush_job(id)
     }

@@ -93,7 +93,7 @@ impl Pool {
         self.disk.sync_names().map_err(wrap)
     }
 
-    fn from_anchor(
+    pub(crate) fn from_anchor(
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
         options: PoolOptions,

@@ -51,8 +51,28 @@ impl From<io::Error> for Failure {
 }
 
 /// The daemon of the pool in `folder`, if one listens.
-pub fn connect(folder: &Path) -> Option<UnixStream> {
-    UnixStream::connect(folder.join("control.sock")).ok()
+pub fn connect(folder: &Path) -> Result<Option<UnixStream>, Failure> {
+    let path = folder.join("control.sock");
+    match UnixStream::connect(&path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let text = format!("{}: {e}: be the user that runs the daemon, or root", path.display());
+            Err(Failure::new("io", text))
+        }
+        // No socket, or one that a killed daemon left: the pool's lock will tell.
+        Err(_) => Ok(None),
+    }
+}
+
+/// The daemon ended while it was asked something.
+pub fn gone() -> Failure {
+    Failure::new("io", "the daemon closed the connection before it answered: it was stopped, or see its log")
+}
+
+/// A line of the control socket as an answer or a failure.
+pub fn answer(line: &str) -> Result<Value, Failure> {
+    let answer: Value = serde_json::from_str(line).map_err(io::Error::from)?;
+    Failure::of(&answer).map_or(Ok(answer), Err)
 }
 
 /// Sends one command and reads its answer.
@@ -60,15 +80,14 @@ pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut line = String::new();
     if BufReader::new(stream).read_line(&mut line)? == 0 {
-        return Err(Failure::new("io", "the daemon closed the connection"));
+        return Err(gone());
     }
-    let answer: Value = serde_json::from_str(&line).map_err(io::Error::from)?;
-    Failure::of(&answer).map_or(Ok(answer), Err)
+    answer(&line)
 }
 
 /// Carries out one command, by the daemon or on the pool itself.
 pub fn carry_out(folder: &Path, request: &Value) -> Result<Value, Failure> {
-    if let Some(mut stream) = connect(folder) {
+    if let Some(mut stream) = connect(folder)? {
         return ask(&mut stream, request);
     }
     let create = request.get("op").and_then(Value::as_str) == Some("volume.create");

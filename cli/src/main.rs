@@ -6,9 +6,12 @@
 
 mod args;
 mod client;
+mod copy;
+mod link;
+mod nbd;
 mod output;
+mod requests;
 mod serve;
-mod transfer;
 
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};
@@ -33,6 +36,6 @@ fn run(cli: &Cli) -> Result<(), client::Failure> {
         }
         Verb::Man { folder } => clap_mangen::generate_to(Cli::command(), folder).map_err(client::Failure::from),
         Verb::Serve(options) => serve::serve(cli, options),
-        verb => transfer::run(cli, verb),
+        verb => requests::run(cli, verb),
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 /// Bytes for people.
 pub fn human(bytes: u64) -> String {
@@ -63,22 +64,70 @@ pub fn print(answer: &Value, json: bool, columns: &[&str]) {
 /// A line that shows how far long work has come; only on a terminal.
 pub struct Progress {
     what: &'static str,
-    shown: u64,
+    /// The work is counted in bytes.
+    bytes: bool,
+    begin: Instant,
+    shown: Option<Instant>,
+    terminal: bool,
 }
 
+/// Time between two looks of the line.
+const REDRAW: Duration = Duration::from_millis(200);
+
 impl Progress {
-    /// For work called `what`.
-    pub fn new(what: &'static str) -> Self {
-        Self { what, shown: u64::MAX }
+    /// For work called `what`, counted in bytes or in pieces.
+    pub fn new(what: &'static str, bytes: bool) -> Self {
+        Self { what, bytes, begin: Instant::now(), shown: None, terminal: io::stderr().is_terminal() }
     }
 
     /// `done` of `total`.
     pub fn show(&mut self, done: u64, total: u64) {
-        let percent = (done * 100).checked_div(total).unwrap_or(100);
-        if percent != self.shown && io::stderr().is_terminal() {
-            self.shown = percent;
-            let end = if done >= total { "\n" } else { "" };
-            eprint!("\r{}: {percent:3} % ({} of {}){end}", self.what, human(done), human(total));
+        if !self.terminal || self.shown.is_some_and(|at| at.elapsed() < REDRAW) {
+            return;
         }
+        self.shown = Some(Instant::now());
+        eprint!("\r\x1b[K{}", self.line(done, total, self.begin.elapsed()));
+    }
+
+    fn line(&self, done: u64, total: u64, time: Duration) -> String {
+        let percent = (u128::from(done) * 100).checked_div(u128::from(total)).unwrap_or(100);
+        let rate = done as f64 / time.as_secs_f64().max(0.001);
+        let left = total.saturating_sub(done) as f64 / rate.max(1.0);
+        let left = match left as u64 {
+            s if s < 120 => format!("{s} s"),
+            s if s < 7200 => format!("{} min", s / 60),
+            s => format!("{} h", s / 3600),
+        };
+        let count = |n: u64| if self.bytes { human(n) } else { n.to_string() };
+        let (done, total, rate) = (count(done), count(total), count(rate as u64));
+        format!("{} {percent:3} %  {done} of {total}  {rate}/s  {left} left", self.what)
+    }
+
+    /// Takes the line away.
+    pub fn clear(&self) {
+        if self.shown.is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    /// The work is done.
+    pub fn end(&self, total: u64) {
+        if self.terminal {
+            let time = self.begin.elapsed();
+            let rate = human((total as f64 / time.as_secs_f64().max(0.001)) as u64);
+            eprintln!("\r\x1b[K{}: {} in {:.1} s ({rate}/s)", self.what, human(total), time.as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_tells_amount_rate_and_time_left() {
+        let line = Progress::new("import", true).line(1 << 30, 4 << 30, Duration::from_secs(2));
+        assert_eq!(line, "import  25 %  1.0 GiB of 4.0 GiB  512.0 MiB/s  6 s left");
+        assert!(Progress::new("check", false).line(0, 0, Duration::ZERO).contains("100 %"));
     }
 }

@@ -24,7 +24,7 @@ fn tls(args: &ServeArgs) -> Result<Option<Tls>, Failure> {
 
 /// Runs the daemon until it is told to stop.
 pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
-    let folder = crate::transfer::pool_folder(cli)?;
+    let folder = crate::requests::pool_folder(cli)?;
     let listen = args.nbd.iter().map(|text| listen(text)).collect::<Result<Vec<_>, _>>()?;
     let tls = tls(args)?;
     let map_cache = parse_size(&args.map_cache)

@@ -2,7 +2,7 @@
 //! opens the pool itself.
 
 use crate::exports::{resolve, split_export};
-use blockstore::{CheckpointInfo, CheckpointName, Error, ErrorKind, FlushJob, Pool, Result, VolumeId};
+use blockstore::{CheckpointInfo, CheckpointName, Error, ErrorKind, FlushJob, Pool, Result, View, VolumeId};
 use serde_json::{json, Value};
 
 /// A command's effect: an answer, promised once the job has been run.
@@ -22,14 +22,14 @@ impl Outcome {
     }
 }
 
-fn text<'a>(request: &'a Value, key: &str) -> Result<&'a str> {
+pub(crate) fn text<'a>(request: &'a Value, key: &str) -> Result<&'a str> {
     request
         .get(key)
         .and_then(Value::as_str)
         .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{key:?} is missing")))
 }
 
-fn number(request: &Value, key: &str) -> Result<u64> {
+pub(crate) fn number(request: &Value, key: &str) -> Result<u64> {
     request
         .get(key)
         .and_then(Value::as_u64)
@@ -101,14 +101,51 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
     Ok(out)
 }
 
-/// Every volume that the command takes away from clients that use it.
-pub fn takes_away(request: &Value) -> Option<String> {
-    let volume = request.get("volume").and_then(Value::as_str)?;
-    match request.get("op").and_then(Value::as_str)? {
-        "restore" | "volume.delete" | "volume.resize" => Some(volume.to_owned()),
-        "checkpoint.delete" => Some(format!("{volume}@{}", request.get("id").and_then(Value::as_str)?)),
-        _ => None,
+/// What a command takes away from the clients that use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    volume: VolumeId,
+    /// The head; or this checkpoint; or all of the volume.
+    part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Head,
+    Checkpoint(CheckpointName),
+    All,
+}
+
+impl Taken {
+    /// Whether a client of `view` loses it.
+    pub fn holds(&self, view: &View) -> bool {
+        let part = match self.part {
+            Part::Head => view.checkpoint.is_none(),
+            Part::Checkpoint(name) => view.checkpoint == Some(name),
+            Part::All => true,
+        };
+        view.volume == self.volume && part
     }
+}
+
+/// What `request` takes away from clients, or why it cannot be carried out.
+pub fn takes_away(pool: &Pool, request: &Value) -> Result<Option<Taken>> {
+    let op = text(request, "op")?;
+    if !matches!(op, "restore" | "volume.delete" | "volume.resize" | "checkpoint.delete") {
+        return Ok(None);
+    }
+    let id = pool.volume_id(text(request, "volume")?)?;
+    let named = || {
+        let name = checkpoint(text(request, "id")?)?;
+        pool.view(id, Some(name)).map(|_| name)
+    };
+    let part = match op {
+        "restore" => named().map(|_| Part::Head)?,
+        "checkpoint.delete" => named().map(Part::Checkpoint)?,
+        "volume.resize" => Pool::check_size(number(request, "size_bytes")?).map(|()| Part::Head)?,
+        _ => Part::All,
+    };
+    Ok(Some(Taken { volume: id, part }))
 }
 
 /// Carries out one command.
@@ -192,7 +229,7 @@ fn diff(pool: &mut Pool, request: &Value) -> Result<Value> {
     let volume = text(request, "volume")?;
     let view = |pool: &Pool, key: &str| {
         let name = format!("{volume}@{}", text(request, key)?);
-        resolve(pool, &name).map_err(|e| Error::new(ErrorKind::NotFound, e))
+        resolve(pool, &name)
     };
     let (from, to) = (view(pool, "from")?, view(pool, "to")?);
     let size = pool.view_size(to)?;

@@ -1,7 +1,7 @@
 //! Volumes and checkpoints as NBD exports: `vol`, and `vol@v3` read-only.
 
 use crate::nbd::{ExportInfo, Exports, OpenError};
-use blockstore::{CheckpointName, Pool, View};
+use blockstore::{CheckpointName, Error, ErrorKind, Pool, View};
 
 /// The pool as a handshake sees it.
 pub struct PoolExports<'a>(pub &'a mut Pool);
@@ -16,11 +16,12 @@ pub fn split_export(name: &str) -> Option<(&str, Option<CheckpointName>)> {
 }
 
 /// What an export name stands for.
-pub fn resolve(pool: &Pool, name: &str) -> Result<View, String> {
-    let (volume, checkpoint) =
-        split_export(name).ok_or_else(|| format!("{name:?} is not a volume or volume@checkpoint"))?;
-    let id = pool.volume_id(volume).map_err(|e| e.to_string())?;
-    pool.view(id, checkpoint).map_err(|e| e.to_string())
+pub fn resolve(pool: &Pool, name: &str) -> blockstore::Result<View> {
+    let (volume, checkpoint) = split_export(name).ok_or_else(|| {
+        let text = format!("{name:?} is not a volume or volume@checkpoint: use vol, vol@v1, vol@auto-1 or vol@Current");
+        Error::new(ErrorKind::Invalid, text)
+    })?;
+    pool.view(pool.volume_id(volume)?, checkpoint)
 }
 
 impl Exports for PoolExports<'_> {
@@ -36,7 +37,7 @@ impl Exports for PoolExports<'_> {
             _ => None,
         };
         let name = only.unwrap_or_else(|| name.to_owned());
-        let view = resolve(self.0, &name).map_err(OpenError)?;
+        let view = resolve(self.0, &name).map_err(|e| OpenError(e.to_string()))?;
         let size = self.0.view_size(view).map_err(|e| OpenError(e.to_string()))?;
         let description = match view.checkpoint {
             None => "Cairn volume".to_owned(),

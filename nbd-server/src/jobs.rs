@@ -3,6 +3,7 @@
 
 use blockstore::disk::{Disk, File};
 use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId, WriteBack};
+use serde_json::Value;
 use std::io;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -32,6 +33,10 @@ pub enum Done {
     Clean(CleanJob, blockstore::Result<Cleaned>),
     /// A segment was prepared.
     Spare(SegmentId, io::Result<Arc<dyn File>>),
+    /// An audit goes on: a line for its caller.
+    AuditProgress(u64, Value),
+    /// An audit is over.
+    Audited(u64, blockstore::Result<Value>),
 }
 
 /// The workers and their mailboxes.
@@ -39,14 +44,17 @@ pub struct Workers {
     sync: Sender<Job>,
     background: Sender<Job>,
     write_back: Sender<Job>,
+    report: Sender<Done>,
+    wake: Arc<dyn Fn() + Send + Sync>,
     /// Finished work.
     pub done: Receiver<Done>,
 }
 
 impl Workers {
     /// Starts the threads; `wake` is called after each finished job.
-    pub fn start(wake: impl Fn() + Send + Clone + 'static) -> io::Result<Self> {
+    pub fn start(wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let (report, done) = channel();
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
         let start = |name: &str| -> io::Result<Sender<Job>> {
             let (send, receive) = channel::<Job>();
             let (report, wake) = (report.clone(), wake.clone());
@@ -66,8 +74,21 @@ impl Workers {
             sync: start("cairn-sync")?,
             background: start("cairn-clean")?,
             write_back: start("cairn-writeback")?,
+            report: report.clone(),
+            wake: wake.clone(),
             done,
         })
+    }
+
+    /// Tells the pool's thread of work that is done elsewhere.
+    pub fn reporter(&self) -> impl Fn(Done) + Send + 'static {
+        let (report, wake) = (self.report.clone(), self.wake.clone());
+        move |done| {
+            // The receiver ends only with the pool's thread.
+            if report.send(done).is_ok() {
+                wake();
+            }
+        }
     }
 
     /// Hands a job to its thread.

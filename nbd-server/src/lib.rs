@@ -5,6 +5,7 @@
 //! the bytes of the socket to the reply. What blocks (syncing, anchors, packing, preparing segments)
 //! runs on worker threads and reports back.
 
+mod audits;
 pub mod control;
 mod exports;
 mod jobs;

@@ -4,6 +4,6 @@ mod reap;
 mod release;
 mod roots;
 
-pub use reap::reap_step;
+pub use reap::{can_reap, reap_step};
 pub use release::release;
 pub use roots::{Root, Roots};

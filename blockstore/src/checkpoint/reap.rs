@@ -53,6 +53,11 @@ fn pick(roots: &Roots) -> Option<RootId> {
         .copied()
 }
 
+/// Whether a ghost can be worked on.
+pub fn can_reap(roots: &Roots) -> bool {
+    pick(roots).is_some()
+}
+
 fn cursor_of(roots: &Roots, id: RootId) -> u64 {
     match roots.get(id).kind {
         RootKind::Ghost { cursor } => cursor,

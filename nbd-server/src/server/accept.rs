@@ -80,6 +80,7 @@ impl Server {
             closing: false,
             more: false,
             yielded: false,
+            temporary: None,
             waiting: 0,
         };
         self.conns.insert(token, conn);

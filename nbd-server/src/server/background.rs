@@ -16,6 +16,7 @@ const SPARES_KEPT: Duration = Duration::from_secs(60);
 impl Server {
     /// A bounded piece of background work; `true` when there is more at once.
     pub(super) fn background(&mut self) -> bool {
+        let audit = self.begin_audit();
         let idle = self.last_activity.elapsed() > IDLE;
         let more = self.pool.reap(if idle { 256 } else { 8 }).unwrap_or_else(|e| {
             eprintln!("cairn: giving back space: {e}");
@@ -28,8 +29,9 @@ impl Server {
             }
         }
         let spent = self.last_activity.elapsed() > SPARES_KEPT;
-        let job = self.pool.clean_job().or_else(|| spent.then(|| self.pool.shrink_job(self.spares)).flatten());
-        if let Some(job) = job {
+        let mut next = || self.pool.clean_job().or_else(|| spent.then(|| self.pool.shrink_job(self.spares)).flatten());
+        // An audit that waits begins before the next file is cleaned.
+        if let Some(job) = (!audit).then(&mut next).flatten() {
             self.workers.submit(Job::Clean(job));
         }
         let segments = self.pool.segments_used();
@@ -57,6 +59,8 @@ impl Server {
                     }
                     self.pool.keep_reserve();
                 }
+                Done::AuditProgress(token, line) => self.audit_progress(token, &line),
+                Done::Audited(token, outcome) => self.audited(token, outcome),
                 Done::Clean(job, outcome) => {
                     self.metrics.cleaned += 1;
                     if let Err(e) = self.pool.cleaned(job, outcome) {

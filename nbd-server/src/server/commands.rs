@@ -9,23 +9,31 @@
 use super::conn::{make_room, Conn, Role};
 use super::flush::Waiter;
 use super::Server;
-use crate::control;
-use crate::exports::split_export;
-use crate::nbd::Handshake;
+use crate::control::{self, Taken};
 use serde_json::{json, Value};
-use std::time::Instant;
+use std::collections::BTreeMap;
 
 /// Longest line on the control socket.
 const CONTROL_LINE_MAX: usize = 64 << 10;
 
 impl Server {
-    pub(super) fn commands(&mut self, token: u64) {
+    /// `true` when the connection goes on in another role.
+    pub(super) fn commands(&mut self, token: u64) -> bool {
         loop {
-            let Some(conn) = self.conns.get_mut(&token) else { return };
+            let Some(conn) = self.conns.get_mut(&token) else { return false };
+            if !matches!(conn.role, Role::Control) {
+                return true;
+            }
             let input = &conn.input[conn.start..conn.end];
             let Some(end) = input.iter().position(|b| *b == b'\n') else {
-                conn.closing |= input.len() > CONTROL_LINE_MAX;
-                return make_room(conn, 0);
+                let endless = input.len() > CONTROL_LINE_MAX;
+                conn.closing |= endless;
+                make_room(conn, 0);
+                if endless {
+                    let message = format!("a command is a line of at most {CONTROL_LINE_MAX} bytes");
+                    self.say(token, &json!({"error": {"kind": "invalid", "message": message}}));
+                }
+                return false;
             };
             let parsed = serde_json::from_slice::<Value>(&input[..end]);
             conn.start += end + 1;
@@ -33,13 +41,9 @@ impl Server {
                 self.say(token, &json!({"error": {"kind": "invalid", "message": "the command is not JSON"}}));
                 continue;
             };
-            if request.get("op").and_then(Value::as_str) == Some("nbd") {
-                if let Some(conn) = self.conns.get_mut(&token) {
-                    conn.role = Role::Handshake(Handshake::new(&mut conn.out), Instant::now());
-                }
-                return;
+            if !self.long_command(token, &request) {
+                self.command(token, &request);
             }
-            self.command(token, &request);
         }
     }
 
@@ -48,10 +52,15 @@ impl Server {
             let page = self.metrics.render(&self.pool.stats(), self.conns.len());
             return self.say(token, &Value::String(page));
         }
-        if let Some(name) = control::takes_away(request) {
-            let users = self.users(&name);
+        let taken = match control::takes_away(&self.pool, request) {
+            // Nobody is disconnected for a command that cannot be carried out.
+            Err(e) => return self.say(token, &control::error_json(&e)),
+            Ok(taken) => taken,
+        };
+        if let Some(taken) = taken {
+            let users = self.users(&taken);
             if !users.is_empty() && request.get("force").and_then(Value::as_bool) != Some(true) {
-                let message = format!("{} client(s) have {name} open: disconnect them, or give --force", users.len());
+                let message = format!("clients have {} open: disconnect them, or give --force", self.exports(&users));
                 return self.say(token, &json!({"error": {"kind": "busy", "message": message}}));
             }
             users.into_iter().for_each(|user| self.close(user));
@@ -60,22 +69,30 @@ impl Server {
             Err(e) => self.say(token, &control::error_json(&e)),
             Ok(control::Outcome { answer, job: None }) => self.say(token, &answer),
             Ok(control::Outcome { answer, job: Some(job) }) => {
+                if let Some(conn) = self.conns.get_mut(&token) {
+                    conn.waiting += 1;
+                }
                 self.wait_for_sync(job.volume, Waiter::Control(token, answer));
                 self.start_sync(job.volume);
             }
         }
     }
 
-    /// Clients that use a volume (its head), or exactly one checkpoint.
-    fn users(&self, name: &str) -> Vec<u64> {
-        let uses = |conn: &Conn| match &conn.role {
-            Role::Session(session) => {
-                let export = session.export();
-                export == name || split_export(export).is_some_and(|(volume, at)| volume == name && at.is_none())
-            }
-            _ => false,
-        };
+    /// Clients that use what a command takes away.
+    fn users(&self, taken: &Taken) -> Vec<u64> {
+        let uses = |conn: &Conn| matches!(&conn.role, Role::Session(session) if taken.holds(&session.view));
         self.conns.iter().filter(|(_, conn)| uses(conn)).map(|(token, _)| *token).collect()
+    }
+
+    /// What these clients have open, with how many have it.
+    fn exports(&self, users: &[u64]) -> String {
+        let mut open: BTreeMap<&str, usize> = BTreeMap::new();
+        for user in users {
+            if let Some(Conn { role: Role::Session(session), .. }) = self.conns.get(user) {
+                *open.entry(session.export()).or_default() += 1;
+            }
+        }
+        open.iter().map(|(export, n)| format!("{export} ({n})")).collect::<Vec<_>>().join(", ")
     }
 
     pub(super) fn say(&mut self, token: u64, answer: &Value) {

@@ -6,6 +6,7 @@
 
 use crate::nbd::{Gate, Handshake};
 use crate::session::Session;
+use blockstore::VolumeId;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
@@ -64,6 +65,8 @@ pub(super) struct Conn {
     pub more: bool,
     /// Among `Server::yielded`.
     pub yielded: bool,
+    /// A volume that ends with the connection.
+    pub temporary: Option<VolumeId>,
     /// Replies that wait for a sync.
     pub waiting: usize,
 }

@@ -49,7 +49,10 @@ impl Server {
                 Waiter::Control(token, answer) => {
                     let answer = failure.map_or(answer, |why| json!({"error": {"kind": "io", "message": why}}));
                     self.say(token, &answer);
-                    touched.push(token);
+                    if let Some(conn) = self.conns.get_mut(&token) {
+                        conn.waiting = conn.waiting.saturating_sub(1);
+                        touched.push(token);
+                    }
                 }
             }
         }

@@ -9,11 +9,14 @@
 
 mod accept;
 mod background;
+mod close;
 mod commands;
 mod conn;
 mod flush;
+mod long;
 mod turns;
 
+use crate::audits::AuditCall;
 use crate::jobs::Workers;
 use crate::metrics::Metrics;
 use crate::poll::{self, Poll};
@@ -24,7 +27,6 @@ use blockstore::{Pool, VolumeId};
 use conn::Conn;
 use flush::Syncing;
 use std::collections::{HashMap, VecDeque};
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -100,6 +102,7 @@ pub struct Server {
     spares: usize,
     tls: Option<Tls>,
     spare_pending: bool,
+    audit: Option<AuditCall>,
     last_activity: Instant,
     /// Log segments begun, and when that last changed.
     segments_seen: (u64, Instant),
@@ -163,6 +166,7 @@ impl Server {
             spares: options.spares,
             tls: options.tls,
             spare_pending: false,
+            audit: None,
             last_activity: Instant::now(),
             segments_seen: (0, Instant::now()),
         })
@@ -219,23 +223,5 @@ impl Server {
             }
         }
         self.shut_down()
-    }
-
-    fn shut_down(mut self) -> io::Result<()> {
-        poll::drain(self.signals.as_raw_fd());
-        self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
-        self.listeners.clear();
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while !self.syncing.is_empty() && Instant::now() < deadline {
-            self.collect();
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.conns.clear();
-        if self.pool.poisoned().is_none() {
-            for id in self.pool.volumes() {
-                self.pool.flush(id).map_err(io::Error::other)?;
-            }
-        }
-        Ok(())
     }
 }

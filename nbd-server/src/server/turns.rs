@@ -56,7 +56,11 @@ impl Server {
                     }
                 }
                 Role::Session(_) => return self.transmit(token),
-                Role::Control => return self.commands(token),
+                Role::Control => {
+                    if !self.commands(token) {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -183,7 +187,7 @@ impl Server {
         }
     }
 
-    fn watch(&mut self, token: u64, interest: u32) {
+    pub(super) fn watch(&mut self, token: u64, interest: u32) {
         if let Some(conn) = self.conns.get_mut(&token) {
             if conn.interest != interest && self.poll.modify(conn.socket.fd(), token, interest).is_ok() {
                 conn.interest = interest;
@@ -192,11 +196,14 @@ impl Server {
     }
 
     pub(super) fn close(&mut self, token: u64) {
-        self.conns.remove(&token);
+        if let Some(conn) = self.conns.remove(&token) {
+            self.left(token, conn.temporary);
+        }
     }
 
     pub(super) fn expire(&mut self) {
         let late = |conn: &Conn| matches!(&conn.role, Role::Gate(_, since) | Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
-        self.conns.retain(|_, conn| !late(conn));
+        let late: Vec<u64> = self.conns.iter().filter(|(_, conn)| late(conn)).map(|(token, _)| *token).collect();
+        late.into_iter().for_each(|token| self.close(token));
     }
 }

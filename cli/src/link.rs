@@ -1,0 +1,91 @@
+//! The way to a pool for long work: its daemon's control socket, or a daemon in this process that
+//! lives as long as the work.
+
+use crate::client::{self, Failure};
+use crate::output::Progress;
+use blockstore::PoolOptions;
+use nbd_server::{open_pool, PoolLock, Server, ServerOptions, Stopper};
+use serde_json::Value;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+struct Own {
+    stopper: Stopper,
+    thread: JoinHandle<io::Result<()>>,
+    _lock: PoolLock,
+}
+
+/// A pool that answers.
+pub struct Link {
+    folder: PathBuf,
+    own: Option<Own>,
+}
+
+impl Link {
+    /// Finds the daemon of the pool in `folder`, or becomes it; `create` makes the pool if need be.
+    pub fn open(folder: &Path, create: bool) -> Result<Self, Failure> {
+        let own = if client::connect(folder)?.is_some() { None } else { Some(Own::start(folder, create)?) };
+        Ok(Self { folder: folder.to_owned(), own })
+    }
+
+    /// A connection to the control socket.
+    pub fn connect(&self) -> Result<UnixStream, Failure> {
+        client::connect(&self.folder)?.ok_or_else(|| Failure::new("io", "the daemon has just gone away: try again"))
+    }
+
+    /// Ends the daemon, if it is our own, and tells whether it closed well.
+    pub fn close(mut self) -> Result<(), Failure> {
+        self.own.take().map_or(Ok(()), Own::end)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(Err(failure)) = self.own.take().map(Own::end) {
+            eprintln!("cairn: {}", failure.message);
+        }
+    }
+}
+
+impl Own {
+    fn start(folder: &Path, create: bool) -> Result<Self, Failure> {
+        let (lock, pool, report) = open_pool(folder, create, PoolOptions::default())?;
+        report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
+        let options = ServerOptions { folder: folder.to_owned(), listen: Vec::new(), spares: 0, tls: None };
+        let server = Server::new(pool, options)?;
+        let stopper = server.stopper();
+        let thread = std::thread::Builder::new().name("cairn-pool".to_owned()).spawn(move || server.run())?;
+        Ok(Self { stopper, thread, _lock: lock })
+    }
+
+    fn end(self) -> Result<(), Failure> {
+        self.stopper.stop();
+        let outcome = self.thread.join().map_err(|_| Failure::new("io", "the pool's thread failed"))?;
+        Ok(outcome?)
+    }
+}
+
+/// Sends `request` and reads lines until the answer; lines before it tell of progress.
+pub fn ask_long(stream: &mut UnixStream, request: &Value, progress: &mut Progress) -> Result<Value, Failure> {
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    loop {
+        let answer = client::answer(&read_line(stream)?)?;
+        let Some(told) = answer.get("progress") else { return Ok(answer) };
+        let field = |key: &str| told.get(key).and_then(Value::as_u64).unwrap_or(0);
+        progress.show(field("done"), field("total"));
+    }
+}
+
+/// One line, and not a byte of what follows it: that may be another protocol.
+fn read_line(stream: &mut UnixStream) -> Result<String, Failure> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while stream.read(&mut byte)? > 0 {
+        if byte == *b"\n" {
+            return Ok(String::from_utf8_lossy(&line).into_owned());
+        }
+        line.extend(byte);
+    }
+    Err(client::gone())
+}

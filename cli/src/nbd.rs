@@ -1,0 +1,210 @@
+//! The smallest NBD client that copies whole disks: extended headers, requests in flight, holes.
+//!
+//! Invariants
+//!   * every length that the server names is bounded before anything is kept for it;
+//!   * replies may come in any order: each chunk says where it belongs.
+
+use crate::client::Failure;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+const OPTION_MAGIC: &[u8; 8] = b"IHAVEOPT";
+const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+const REQUEST_MAGIC: u32 = 0x21e4_1c71;
+const REPLY_MAGIC: u32 = 0x6e8a_278c;
+const OPT_GO: u32 = 7;
+const OPT_SET_META: u32 = 10;
+const OPT_EXTENDED: u32 = 11;
+const REP_ACK: u32 = 1;
+const REP_INFO: u32 = 3;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const DISCONNECT: u16 = 2;
+const FLUSH: u16 = 3;
+const STATUS: u16 = 7;
+const FLAG_PAYLOAD_LEN: u16 = 1 << 5;
+const REPLY_DONE: u16 = 1;
+const DATA: u16 = 1;
+const EXTENTS: u16 = 6;
+const ERROR: u16 = 1 << 15;
+const HOLE_FLAG: u64 = 1;
+/// No reply of ours is longer: data comes in pieces far below this.
+const REPLY_BYTES_MAX: u64 = 64 << 20;
+
+/// What one chunk of a reply says.
+pub enum Chunk {
+    /// Bytes of the export at this offset, in [`Nbd::payload`].
+    Data(u64),
+    /// Runs from the request's offset on: length, and whether it is a hole.
+    Extents(Vec<(u64, bool)>),
+    /// Nothing but that the request goes on or is done.
+    Other,
+}
+
+/// A session on one export.
+pub struct Nbd {
+    stream: UnixStream,
+    cookie: u64,
+    body: Vec<u8>,
+    /// Size of the export, bytes.
+    pub size: u64,
+    /// Requests that are not answered yet.
+    pub in_flight: usize,
+}
+
+fn be(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |sum, b| sum << 8 | u64::from(*b))
+}
+
+fn broken(what: &str) -> Failure {
+    Failure::new("io", format!("the daemon does not speak NBD as expected: {what}"))
+}
+
+fn option(kind: u32, parts: &[&[u8]]) -> Vec<u8> {
+    let len: usize = parts.iter().map(|p| p.len()).sum();
+    let mut out = OPTION_MAGIC.to_vec();
+    out.extend(kind.to_be_bytes());
+    out.extend((len as u32).to_be_bytes());
+    parts.iter().for_each(|part| out.extend(*part));
+    out
+}
+
+impl Nbd {
+    /// Negotiates `export` on a connection on which the server is about to greet.
+    pub fn new(mut stream: UnixStream, export: &str) -> Result<Self, Failure> {
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        if !greeting.starts_with(b"NBDMAGICIHAVEOPT") {
+            return Err(broken("no greeting"));
+        }
+        stream.write_all(&3u32.to_be_bytes())?;
+        let mut nbd = Self { stream, cookie: 0, body: Vec::new(), size: 0, in_flight: 0 };
+        let context = b"base:allocation";
+        let (name, len) = (export.as_bytes(), (export.len() as u32).to_be_bytes());
+        nbd.negotiate(OPT_EXTENDED, &[])?;
+        let query = [&len[..], name, &1u32.to_be_bytes(), &(context.len() as u32).to_be_bytes(), context];
+        nbd.negotiate(OPT_SET_META, &query)?;
+        nbd.negotiate(OPT_GO, &[&len[..], name, &[0, 0]])?;
+        Ok(nbd)
+    }
+
+    fn negotiate(&mut self, kind: u32, parts: &[&[u8]]) -> Result<(), Failure> {
+        self.stream.write_all(&option(kind, parts))?;
+        loop {
+            let mut header = [0; 20];
+            self.stream.read_exact(&mut header)?;
+            let (magic, rest) = header.split_at(8);
+            let (code, len) = (be(&rest[4..8]) as u32, be(&rest[8..]));
+            if be(magic) != OPTION_REPLY_MAGIC {
+                return Err(broken("an option's reply without its magic"));
+            }
+            self.receive(len)?;
+            match (code, self.body.get(..10)) {
+                (REP_ACK, _) => return Ok(()),
+                (REP_INFO, Some([0, 0, size @ ..])) => self.size = be(&size[..8]),
+                (code, _) if code >> 31 == 1 => {
+                    let why = String::from_utf8_lossy(&self.body).into_owned();
+                    return Err(Failure::new("io", format!("the daemon refuses the export: {why}")));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn receive(&mut self, len: u64) -> Result<(), Failure> {
+        if len > REPLY_BYTES_MAX {
+            return Err(broken("a reply beyond all bounds"));
+        }
+        self.body.resize(len as usize, 0);
+        Ok(self.stream.read_exact(&mut self.body)?)
+    }
+
+    fn request(&mut self, kind: u16, flags: u16, offset: u64, length: u64) -> Result<(), Failure> {
+        self.cookie += 1;
+        let mut out = [0; 32];
+        out[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        out[4..6].copy_from_slice(&flags.to_be_bytes());
+        out[6..8].copy_from_slice(&kind.to_be_bytes());
+        out[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        out[16..24].copy_from_slice(&offset.to_be_bytes());
+        out[24..].copy_from_slice(&length.to_be_bytes());
+        self.in_flight += 1;
+        Ok(self.stream.write_all(&out)?)
+    }
+
+    /// Asks for bytes.
+    pub fn read(&mut self, offset: u64, length: u64) -> Result<(), Failure> {
+        self.request(READ, 0, offset, length)
+    }
+
+    /// Sends bytes.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+        self.request(WRITE, FLAG_PAYLOAD_LEN, offset, data.len() as u64)?;
+        Ok(self.stream.write_all(data)?)
+    }
+
+    /// The next chunk of some reply.
+    pub fn next(&mut self) -> Result<Chunk, Failure> {
+        let mut header = [0; 32];
+        self.stream.read_exact(&mut header)?;
+        if be(&header[..4]) != u64::from(REPLY_MAGIC) {
+            return Err(broken("a reply without its magic"));
+        }
+        let (flags, kind) = (be(&header[4..6]) as u16, be(&header[6..8]) as u16);
+        self.receive(be(&header[24..]))?;
+        self.in_flight -= usize::from(flags & REPLY_DONE != 0);
+        if kind & ERROR != 0 {
+            let errno = self.body.get(..4).map_or(0, be);
+            let why = String::from_utf8_lossy(self.body.get(6..).unwrap_or_default());
+            return Err(Failure::new(if errno == 28 { "no_space" } else { "io" }, why));
+        }
+        match kind {
+            DATA if self.body.len() >= 8 => Ok(Chunk::Data(be(&self.body[..8]))),
+            EXTENTS if self.body.len() >= 8 => {
+                let run = |entry: &[u8]| (be(&entry[..8]), be(&entry[8..]) & HOLE_FLAG != 0);
+                Ok(Chunk::Extents(self.body[8..].chunks_exact(16).map(run).collect()))
+            }
+            _ => Ok(Chunk::Other),
+        }
+    }
+
+    /// The bytes of the [`Chunk::Data`] that came last.
+    pub fn payload(&self) -> &[u8] {
+        self.body.get(8..).unwrap_or_default()
+    }
+
+    /// Waits for all answers that carry nothing.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        while self.in_flight > 0 {
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    /// Data and holes from `offset` on; not necessarily up to the end.
+    pub fn extents(&mut self, offset: u64) -> Result<Vec<(u64, bool)>, Failure> {
+        self.request(STATUS, 0, offset, self.size - offset)?;
+        let mut runs = Vec::new();
+        while self.in_flight > 0 {
+            if let Chunk::Extents(found) = self.next()? {
+                runs = found;
+            }
+        }
+        if runs.iter().all(|(len, _)| *len == 0) {
+            return Err(broken("no extents"));
+        }
+        Ok(runs)
+    }
+
+    /// Makes what was written durable.
+    pub fn flush(&mut self) -> Result<(), Failure> {
+        self.settle()?;
+        self.request(FLUSH, 0, 0, 0)?;
+        self.settle()
+    }
+
+    /// Says goodbye.
+    pub fn disconnect(mut self) -> Result<(), Failure> {
+        self.request(DISCONNECT, 0, 0, 0)
+    }
+}

@@ -1,0 +1,99 @@
+//! Verbs as requests to the pool, and their answers.
+//!
+//! Not here: the copies of whole disks (`copy`), the daemon (`serve`).
+
+use crate::args::{parse_size, CheckpointVerb, Cli, Verb, VolumeVerb};
+use crate::client::{carry_out, Failure};
+use crate::copy;
+use crate::link::{ask_long, Link};
+use crate::output::{print, Progress};
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+
+const VOLUME_COLUMNS: &[&str] = &["name", "size_bytes", "checkpoints", "parent", "create_time"];
+const CHECKPOINT_COLUMNS: &[&str] = &["id", "create_time", "is_auto", "comment", "parent"];
+
+/// The pool's folder, or how to name it.
+pub fn pool_folder(cli: &Cli) -> Result<PathBuf, Failure> {
+    cli.pool.clone().ok_or_else(|| Failure::new("invalid", "which pool? give --pool DIR or set CAIRN_POOL"))
+}
+
+fn size(text: &str) -> Result<u64, Failure> {
+    parse_size(text).ok_or_else(|| Failure::new("invalid", format!("{text:?} is not a size: use 100G, 512M or bytes")))
+}
+
+/// Carries out any verb but `serve`.
+pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
+    let folder = pool_folder(cli)?;
+    let (request, columns): (Value, &[&str]) = match verb {
+        Verb::Volume(VolumeVerb::Import { file, name }) => {
+            print(&copy::import(&folder, file, name)?, cli.json, &[]);
+            return Ok(());
+        }
+        Verb::Volume(VolumeVerb::Export { source, file }) => {
+            print(&copy::export(&folder, source, file)?, cli.json, &[]);
+            return Ok(());
+        }
+        Verb::Check => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
+        Verb::Scrub { volume } => {
+            return verify(&folder, &json!({"op": "scrub", "volume": volume}), "scrub", cli.json);
+        }
+        Verb::Volume(verb) => (volume_request(verb)?, VOLUME_COLUMNS),
+        Verb::Checkpoint(verb) => (checkpoint_request(verb), CHECKPOINT_COLUMNS),
+        Verb::Restore { volume, id, force } => {
+            (json!({"op": "restore", "volume": volume, "id": id, "force": force}), &[])
+        }
+        Verb::Fork { source, name } => (json!({"op": "fork", "volume": source, "name": name}), &[]),
+        Verb::Stats { metrics } => (json!({"op": if *metrics { "metrics" } else { "stats" }}), &[]),
+        Verb::Serve(_) | Verb::Completions { .. } | Verb::Man { .. } => return Ok(()),
+    };
+    print(&carry_out(&folder, &request)?, cli.json, columns);
+    Ok(())
+}
+
+fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
+    Ok(match verb {
+        VolumeVerb::Create { name, size: text } => {
+            json!({"op": "volume.create", "volume": name, "size_bytes": size(text)?})
+        }
+        VolumeVerb::List => json!({"op": "volume.list"}),
+        VolumeVerb::Info { name } => json!({"op": "volume.info", "volume": name}),
+        VolumeVerb::Resize { name, size: text, force } => {
+            json!({"op": "volume.resize", "volume": name, "size_bytes": size(text)?, "force": force})
+        }
+        VolumeVerb::Delete { name, force } => json!({"op": "volume.delete", "volume": name, "force": force}),
+        VolumeVerb::Import { .. } | VolumeVerb::Export { .. } => Value::Null,
+    })
+}
+
+fn checkpoint_request(verb: &CheckpointVerb) -> Value {
+    match verb {
+        CheckpointVerb::Create { volume, comment } => {
+            json!({"op": "checkpoint.create", "volume": volume, "comment": comment})
+        }
+        CheckpointVerb::List { volume, all } => json!({"op": "checkpoint.list", "volume": volume, "all": all}),
+        CheckpointVerb::Get { volume, id } => json!({"op": "checkpoint.get", "volume": volume, "id": id}),
+        CheckpointVerb::Delete { volume, id, force } => {
+            json!({"op": "checkpoint.delete", "volume": volume, "id": id, "force": force})
+        }
+        CheckpointVerb::Diff { volume, from, to } => {
+            json!({"op": "checkpoint.diff", "volume": volume, "from": from, "to": to})
+        }
+    }
+}
+
+/// Verifies the accounts, or the data of one volume or all.
+fn verify(folder: &Path, request: &Value, what: &'static str, as_json: bool) -> Result<(), Failure> {
+    let link = Link::open(folder, false)?;
+    let mut progress = Progress::new(what, what == "scrub");
+    let answer = ask_long(&mut link.connect()?, request, &mut progress)?;
+    progress.clear();
+    link.close()?;
+    print(&answer, as_json, &[]);
+    let found = ["problems", "damaged"].iter().filter_map(|key| answer[key].as_array()).map(Vec::len).sum::<usize>();
+    if found == 0 {
+        return Ok(());
+    }
+    let text = format!("{what} found {found} problem(s): keep the pool as it is, and restore from a copy of it");
+    Err(Failure::new("corrupt", text))
+}

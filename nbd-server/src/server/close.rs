@@ -1,0 +1,65 @@
+//! Closing: what has been asked is answered, what has been answered is durable, and it takes seconds
+//! whatever clients do.
+//!
+//! Invariants
+//!   * from the signal on nobody is let in and no client's bytes are read;
+//!   * requests that had been read whole are carried out and answered, unless their client does not
+//!     take the answers before `DRAIN_TIME` is over.
+
+use super::conn::Conn;
+use super::{Server, TOKEN_WAKE};
+use crate::poll;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+/// Time for clients to take their last answers.
+const DRAIN_TIME: Duration = Duration::from_secs(3);
+
+impl Server {
+    pub(super) fn shut_down(mut self) -> io::Result<()> {
+        poll::drain(self.signals.as_raw_fd());
+        self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
+        self.listeners.clear();
+        self.drain()?;
+        let left: Vec<u64> = self.conns.keys().copied().collect();
+        left.into_iter().for_each(|token| self.close(token));
+        if self.pool.poisoned().is_none() {
+            for id in self.pool.volumes() {
+                self.pool.flush(id).map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + DRAIN_TIME;
+        let mut events = Vec::new();
+        while !self.conns.is_empty() && Instant::now() < deadline {
+            self.resume();
+            let over: Vec<u64> = self.conns.iter().filter(|(_, conn)| is_over(conn)).map(|(token, _)| *token).collect();
+            over.into_iter().for_each(|token| self.close(token));
+            let busy = !self.yielded.is_empty() || self.conns.is_empty();
+            self.poll.wait(&mut events, if busy { 0 } else { 10 })?;
+            for &(token, ready) in &events {
+                if token == TOKEN_WAKE {
+                    poll::drain(self.wake.as_raw_fd());
+                    self.collect();
+                } else if ready & !poll::READ != 0 {
+                    self.send(token);
+                }
+            }
+            // Nothing is read any more: what is readable must not wake the loop again and again.
+            let readable = self.conns.iter().filter(|(_, conn)| conn.interest & poll::READ != 0);
+            let readable: Vec<u64> = readable.map(|(token, _)| *token).collect();
+            readable.into_iter().for_each(|token| self.watch(token, 0));
+        }
+        Ok(())
+    }
+}
+
+/// All that was read is answered, and the answers are sent.
+fn is_over(conn: &Conn) -> bool {
+    conn.sent == conn.out.len() && !conn.more && conn.waiting == 0
+}
