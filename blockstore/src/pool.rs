@@ -72,7 +72,7 @@ pub struct Pool {
     pub(crate) roots: Roots,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
     pub(crate) names: HashMap<String, VolumeId>,
-    pub(crate) streams: HashMap<VolumeId, Stream>,
+    pub(crate) streams: BTreeMap<VolumeId, Stream>,
     pub(crate) epoch: u64,
     pub(crate) next_lsn: Lsn,
     pub(crate) next_volume: u64,

@@ -143,7 +143,7 @@ impl Pool {
             roots,
             volumes: BTreeMap::new(),
             names: HashMap::new(),
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
             epoch: anchor.epoch + 1,
             next_lsn: anchor.next_lsn,
             next_volume: anchor.next_volume,

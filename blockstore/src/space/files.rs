@@ -12,7 +12,7 @@ use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, SEGMENT_HANDLES_MAX};
 use crate::map::{PageCache, PageSource};
 use crate::types::{SegmentId, SlotAddr};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// File name of a segment.
@@ -53,7 +53,7 @@ pub struct Segments {
     pub next_id: u32,
     /// Prepared files, ready to take over.
     pub spares: Vec<(SegmentId, Arc<dyn File>)>,
-    handles: RefCell<HashMap<SegmentId, Handle>>,
+    handles: RefCell<BTreeMap<SegmentId, Handle>>,
 }
 
 impl Segments {

@@ -2,10 +2,14 @@
 
 mod decode;
 mod reference;
+mod rng;
 mod sim_clock;
 mod sim_disk;
+mod sparse;
 
 pub use decode::decode;
 pub use reference::ReferenceDisk;
+pub use rng::Rng;
 pub use sim_clock::SimClock;
 pub use sim_disk::{Fault, SimDisk};
+pub use sparse::Sparse;

@@ -1,33 +1,44 @@
-//! The executable model: what a pool of volumes means, as plain byte vectors.
+//! The executable model: what a pool of volumes means, as plain bytes.
 
+use super::sparse::Sparse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// Volumes and checkpoints as whole copies. Block content only; sizes are fixed at creation.
+/// Volumes and checkpoints as whole copies (which share what they have in common).
 #[derive(Clone, Default)]
 pub struct ReferenceDisk {
     /// Head contents by volume name.
-    pub heads: BTreeMap<String, Vec<u8>>,
+    pub heads: BTreeMap<String, Arc<Sparse>>,
     /// Checkpoint contents by volume and checkpoint name.
-    pub checkpoints: BTreeMap<(String, String), Vec<u8>>,
+    pub checkpoints: BTreeMap<(String, String), Arc<Sparse>>,
 }
 
 impl ReferenceDisk {
     /// An empty volume.
     pub fn create(&mut self, volume: &str, size: usize) {
-        self.heads.insert(volume.to_owned(), vec![0; size]);
+        let mut empty = Sparse::default();
+        empty.resize(size);
+        self.heads.insert(volume.to_owned(), Arc::new(empty));
     }
 
     /// Bytes change.
     pub fn write(&mut self, volume: &str, offset: usize, data: &[u8]) {
         if let Some(head) = self.heads.get_mut(volume) {
-            head[offset..offset + data.len()].copy_from_slice(data);
+            Arc::make_mut(head).write(offset, data);
         }
     }
 
     /// Bytes become zero.
     pub fn zero(&mut self, volume: &str, offset: usize, len: usize) {
         if let Some(head) = self.heads.get_mut(volume) {
-            head[offset..offset + len].fill(0);
+            Arc::make_mut(head).zero(offset, len);
+        }
+    }
+
+    /// The head becomes longer, by zeros, or shorter.
+    pub fn resize(&mut self, volume: &str, size: usize) {
+        if let Some(head) = self.heads.get_mut(volume) {
+            Arc::make_mut(head).resize(size);
         }
     }
 

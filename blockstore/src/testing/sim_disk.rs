@@ -1,12 +1,14 @@
 //! A disk in memory that can lose power and fail on demand.
 //!
 //! Fault model: bytes written and not yet synced may be lost or kept sector by sector (512 bytes),
-//! in any combination; names created, renamed or removed since the last `sync_names` may be lost or
+//! in any combination, and of a sector written several times since the last sync any version may have
+//! reached the medium; names created, renamed or removed since the last `sync_names` may be lost or
 //! kept one by one. Synced bytes and names are never lost. One injected failure hits the Nth call
 //! that could fail on a real disk.
 
+use super::sparse::Sparse;
 use crate::disk::{Disk, File};
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -21,16 +23,68 @@ pub enum Fault {
     NoSpace,
     /// Everything from this call on fails: the process is dead, the power is gone.
     PowerLoss,
+    /// A write says that it succeeded and changes nothing. Other calls are as always.
+    LostWrite,
 }
 
 type FileRef = Arc<Mutex<Content>>;
 
 #[derive(Default, Clone)]
 struct Content {
-    now: Vec<u8>,
-    durable: Vec<u8>,
-    /// Sectors written since the last sync.
-    dirty: Vec<usize>,
+    now: Sparse,
+    durable: Sparse,
+    /// Sectors written since the last sync, with what they held between writes.
+    dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+}
+
+/// Versions remembered of a sector that is written again and again without a sync.
+const VERSIONS_MAX: usize = 4;
+
+impl Content {
+    fn write(&mut self, from: usize, bytes: &[u8]) {
+        for sector in from / SECTOR..(from + bytes.len()).div_ceil(SECTOR) {
+            match self.dirty.entry(sector) {
+                Entry::Vacant(entry) => drop(entry.insert(Vec::new())),
+                Entry::Occupied(mut entry) if entry.get().len() < VERSIONS_MAX => {
+                    entry.get_mut().push(sector_of(&self.now, sector));
+                }
+                Entry::Occupied(_) => {}
+            }
+        }
+        self.now.write(from, bytes);
+    }
+
+    fn sync(&mut self) {
+        self.durable.resize(self.now.len());
+        for sector in std::mem::take(&mut self.dirty).into_keys() {
+            let from = sector * SECTOR;
+            let len = SECTOR.min(self.now.len().saturating_sub(from));
+            self.durable.write(from, &sector_of(&self.now, sector)[..len]);
+        }
+    }
+
+    /// What the medium holds after a power loss; `keep` decides sector by sector.
+    fn survive(&self, keep: &mut dyn FnMut() -> bool) -> Content {
+        let mut medium = self.durable.clone();
+        for (&sector, versions) in &self.dirty {
+            if !keep() {
+                continue;
+            }
+            let older = versions.iter().find(|_| keep());
+            let bytes = older.copied().unwrap_or_else(|| sector_of(&self.now, sector));
+            let from = sector * SECTOR;
+            medium.write(from, &bytes[..SECTOR.min(self.now.len().saturating_sub(from))]);
+        }
+        Content { now: medium.clone(), durable: medium, dirty: BTreeMap::new() }
+    }
+}
+
+/// One sector, with zeros behind the end of the file.
+fn sector_of(bytes: &Sparse, sector: usize) -> [u8; SECTOR] {
+    let (from, mut out) = (sector * SECTOR, [0; SECTOR]);
+    let len = SECTOR.min(bytes.len().saturating_sub(from));
+    bytes.read(&mut out[..len], from);
+    out
 }
 
 #[derive(Default)]
@@ -40,6 +94,8 @@ struct State {
     calls: u64,
     fault: Option<(u64, Fault)>,
     dead: bool,
+    /// Syncs say that they succeeded and do nothing.
+    lying: bool,
 }
 
 impl State {
@@ -50,6 +106,7 @@ impl State {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         match self.fault {
+            Some((at, Fault::LostWrite)) if at == self.calls => Ok(()),
             Some((at, fault)) if at == self.calls => {
                 if fault == Fault::PowerLoss {
                     self.dead = true;
@@ -61,6 +118,15 @@ impl State {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the call just counted is a write to be lost.
+    fn take_lost_write(&mut self) -> bool {
+        let lost = self.fault == Some((self.calls, Fault::LostWrite));
+        if lost {
+            self.fault = None;
+        }
+        lost
     }
 }
 
@@ -93,6 +159,11 @@ impl SimDisk {
         locked(&self.0).dead
     }
 
+    /// From now on syncs say that they succeeded and do nothing: a defect for harnesses to find.
+    pub fn lie_about_syncs(&self) {
+        locked(&self.0).lying = true;
+    }
+
     /// No fault is waiting any more.
     pub fn fault_fired(&self) -> bool {
         let state = locked(&self.0);
@@ -115,23 +186,14 @@ impl SimDisk {
                 names.remove(name);
             }
         }
-        let survive = |(name, file): (String, FileRef)| {
-            let content = locked(&file);
-            let mut bytes = content.durable.clone();
-            for &sector in &content.dirty {
-                if keep() {
-                    let (from, to) = (sector * SECTOR, ((sector + 1) * SECTOR).min(content.now.len()));
-                    if from < to {
-                        bytes.resize(bytes.len().max(to), 0);
-                        bytes[from..to].copy_from_slice(&content.now[from..to]);
-                    }
-                }
-            }
-            let survived = Content { now: bytes.clone(), durable: bytes, dirty: Vec::new() };
-            (name, Arc::new(Mutex::new(survived)))
-        };
-        let names: BTreeMap<_, _> = names.into_iter().map(survive).collect();
-        SimDisk(Arc::new(Mutex::new(State { durable_names: names.clone(), names, ..State::default() })))
+        let mut survive = |(name, file): (String, FileRef)| (name, Arc::new(Mutex::new(locked(&file).survive(keep))));
+        let names: BTreeMap<_, _> = names.into_iter().map(&mut survive).collect();
+        SimDisk(Arc::new(Mutex::new(State {
+            durable_names: names.clone(),
+            names,
+            lying: state.lying,
+            ..State::default()
+        })))
     }
 
     /// The disk after the death of the process: everything written is there.
@@ -141,7 +203,7 @@ impl SimDisk {
         let names: BTreeMap<_, _> = state.names.iter().map(copy).collect();
         let durable_names =
             state.durable_names.keys().filter_map(|n| Some((n.clone(), names.get(n)?.clone()))).collect();
-        SimDisk(Arc::new(Mutex::new(State { names, durable_names, ..State::default() })))
+        SimDisk(Arc::new(Mutex::new(State { names, durable_names, lying: state.lying, ..State::default() })))
     }
 
     /// All file names.
@@ -154,8 +216,10 @@ impl SimDisk {
         let file = locked(&self.0).names.get(name).cloned();
         if let Some(file) = file {
             let mut content = locked(&file);
-            change(&mut content.now);
-            content.durable = content.now.clone();
+            let mut bytes = content.now.to_vec();
+            change(&mut bytes);
+            let now = Sparse::from_slice(&bytes);
+            *content = Content { durable: now.clone(), now, dirty: BTreeMap::new() };
         }
     }
 
@@ -224,40 +288,34 @@ struct SimFile {
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         locked(&self.state).step()?;
-        let content = locked(&self.content);
-        let from = offset as usize;
-        match content.now.get(from..from + buf.len()) {
-            Some(bytes) => buf.copy_from_slice(bytes),
-            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        if !locked(&self.content).now.read(buf, offset as usize) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(())
     }
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let outcome = locked(&self.state).step();
+        let (outcome, lost) = {
+            let mut state = locked(&self.state);
+            (state.step(), state.take_lost_write())
+        };
         let bytes: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
         // A write that fails, or during which power goes, may have changed its first half.
         let len = if outcome.is_ok() { bytes.len() } else { bytes.len() / 2 / SECTOR * SECTOR };
-        let (from, to) = (offset as usize, offset as usize + len);
-        let mut content = locked(&self.content);
-        let end = content.now.len().max(to);
-        content.now.resize(end, 0);
-        content.now[from..to].copy_from_slice(&bytes[..len]);
-        content.dirty.extend(from / SECTOR..to.div_ceil(SECTOR));
+        if !lost {
+            locked(&self.content).write(offset as usize, &bytes[..len]);
+        }
         outcome
     }
 
     fn sync(&self) -> io::Result<()> {
-        locked(&self.state).step()?;
-        let mut content = locked(&self.content);
-        let mut dirty = std::mem::take(&mut content.dirty);
-        dirty.sort_unstable();
-        dirty.dedup();
-        let Content { now, durable, .. } = &mut *content;
-        durable.resize(now.len(), 0);
-        for sector in dirty {
-            let (from, to) = (sector * SECTOR, ((sector + 1) * SECTOR).min(now.len()));
-            durable[from..to].copy_from_slice(&now[from..to]);
+        let lying = {
+            let mut state = locked(&self.state);
+            state.step()?;
+            state.lying
+        };
+        if !lying {
+            locked(&self.content).sync();
         }
         Ok(())
     }
@@ -277,5 +335,44 @@ impl File for SimFile {
 
     fn allocated(&self) -> io::Result<u64> {
         self.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(disk: &SimDisk) -> Vec<u8> {
+        let mut out = Vec::new();
+        disk.edit("file", |bytes| out.clone_from(bytes));
+        out
+    }
+
+    /// The next sync copied sectors from behind the new end, and panicked.
+    #[test]
+    fn a_file_that_was_made_shorter_can_be_synced() {
+        let disk = SimDisk::new();
+        let file = disk.create("file").unwrap();
+        file.write_at(&[IoSlice::new(&[1; 4 * SECTOR])], 0).unwrap();
+        disk.edit("file", |bytes| bytes.truncate(SECTOR));
+        file.sync().unwrap();
+        disk.sync_names().unwrap();
+        assert_eq!(bytes(&disk.after_power_loss(&mut || false)), [1; SECTOR]);
+    }
+
+    #[test]
+    fn a_sector_written_twice_may_hold_either_after_power_loss() {
+        let disk = SimDisk::new();
+        let file = disk.create("file").unwrap();
+        disk.sync_names().unwrap();
+        file.write_at(&[IoSlice::new(&[1; SECTOR])], 0).unwrap();
+        file.write_at(&[IoSlice::new(&[2; SECTOR])], 0).unwrap();
+        let fates = |fates: &[bool]| {
+            let mut fates = fates.iter().copied();
+            bytes(&disk.after_power_loss(&mut || fates.next().unwrap_or_default()))
+        };
+        assert_eq!(fates(&[false]), []);
+        assert_eq!(fates(&[true, true]), [1; SECTOR]);
+        assert_eq!(fates(&[true, false]), [2; SECTOR]);
     }
 }
