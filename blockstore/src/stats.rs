@@ -30,6 +30,8 @@ pub struct PoolStats {
     pub stored: u64,
     /// Stored bytes that nobody needs: the cleaner's work.
     pub dead: u64,
+    /// Bytes of map pages in segment files.
+    pub map_stored: u64,
     /// Segments.
     pub segments: u64,
     /// Bytes of map and directory pages in memory.
@@ -61,6 +63,8 @@ impl Pool {
             stats.stored += u64::from(segment.stored) * BLOCK_U64;
             if segment.kind == SegmentKind::Log {
                 stats.dead += u64::from(segment.stored.saturating_sub(segment.live)) * BLOCK_U64;
+            } else {
+                stats.map_stored += u64::from(segment.stored) * BLOCK_U64;
             }
         }
         stats

@@ -1,0 +1,156 @@
+//! Measuring, on a pool that `make` has made, what must not grow with the size of a disk.
+
+use crate::make::VOLUME_BYTES;
+use blockstore::disk::{Disk, OsDisk};
+use blockstore::{Cleaning, FlushJob, Pool, PoolOptions, Result, VolumeId};
+use nbd_server::SystemClock;
+use serde_json::{json, Value};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+const TIMES: usize = 200;
+const REGION: u64 = 256 << 10;
+
+fn open(folder: &Path) -> Result<(Pool, f64)> {
+    let begin = Instant::now();
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk::new(folder));
+    let (pool, _) = Pool::open(disk, Arc::new(SystemClock), PoolOptions::default())?;
+    Ok((pool, begin.elapsed().as_secs_f64() * 1e3))
+}
+
+/// Milliseconds of a change and of the sync that makes it durable: median, 99th percentile, worst.
+#[derive(Default)]
+struct Times {
+    change: Vec<f64>,
+    whole: Vec<f64>,
+}
+
+impl Times {
+    fn time<T>(&mut self, pool: &mut Pool, act: impl FnOnce(&mut Pool) -> Result<(T, FlushJob)>) -> Result<T> {
+        let begin = Instant::now();
+        let (made, job) = act(pool)?;
+        self.change.push(begin.elapsed().as_secs_f64() * 1e3);
+        pool.finish(job)?;
+        self.whole.push(begin.elapsed().as_secs_f64() * 1e3);
+        Ok(made)
+    }
+
+    fn figures(mut self) -> Value {
+        let spread = |v: &mut Vec<f64>| {
+            v.sort_by(f64::total_cmp);
+            let at = |p: usize| v.get(v.len() * p / 100).or(v.last()).copied();
+            json!({"p50_ms": at(50), "p99_ms": at(99), "max_ms": v.last()})
+        };
+        json!({"pause": spread(&mut self.change), "durable": spread(&mut self.whole)})
+    }
+}
+
+/// A generator of places: reproducible, and good enough to be scattered.
+fn places(count: usize, span: u64) -> impl Iterator<Item = u64> {
+    (1..=count as u64).map(move |i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (span / 4096) * 4096)
+}
+
+fn write_some(pool: &mut Pool, volume: VolumeId, count: usize) -> Result<()> {
+    let data = [0x77; 4096];
+    places(count, VOLUME_BYTES / 4).try_for_each(|at| pool.write(volume, at, &data))
+}
+
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+/// Measures everything; prints nothing.
+pub fn measure(folder: &Path) -> Result<Value> {
+    let (mut pool, first_open) = open(folder)?;
+    let big = pool.volume_id("big")?;
+    let mapped = pool.stats().live;
+
+    // A tail as long as it gets before an anchor is due, then no goodbye.
+    write_some(&mut pool, big, 8_000)?;
+    pool.flush(big)?;
+    drop(pool);
+    let (mut pool, open_after_kill) = open(folder)?;
+    pool.anchor(Cleaning::Busy)?;
+
+    let mut anchors = Vec::new();
+    let (mut checkpoints, mut restores, mut forks, mut deletes) =
+        (Times::default(), Times::default(), Times::default(), Times::default());
+    let mut last = None;
+    for _ in 0..TIMES {
+        write_some(&mut pool, big, 64)?;
+        last = Some(checkpoints.time(&mut pool, |pool| pool.create_checkpoint(big, ""))?.name);
+    }
+    let last = last.expect("there were several");
+    for turn in 0..TIMES {
+        write_some(&mut pool, big, 64)?;
+        restores.time(&mut pool, |pool| pool.restore(big, last))?;
+        let name = format!("fork-{turn}");
+        forks.time(&mut pool, |pool| pool.fork(big, (turn % 2 == 0).then_some(last), &name))?;
+    }
+    for info in pool.checkpoints(big)?.iter().filter(|c| c.name != last).take(TIMES) {
+        deletes.time(&mut pool, |pool| pool.delete_checkpoint(big, info.name).map(|job| ((), job)))?;
+    }
+    while pool.reap(4096)? {}
+
+    // The part of an anchor that the clients wait for, with a map that has changed everywhere.
+    for count in [1_000, 16_000] {
+        write_some(&mut pool, big, count)?;
+        let changed = pool.stats().changed_nodes;
+        let begin = Instant::now();
+        let job = pool.begin_anchor(Cleaning::Busy)?;
+        let pause = begin.elapsed().as_secs_f64() * 1e3;
+        let outcome = job.run();
+        pool.anchored(job, outcome)?;
+        anchors.push(json!({"changed_nodes": changed, "pause_ms": pause}));
+    }
+
+    let (regions, bytes) = bytes_per_region(&mut pool, big)?;
+    let before = resident();
+    let begin = Instant::now();
+    pool.volume_usage(big)?;
+    let walk = begin.elapsed().as_secs_f64();
+    let cached = pool.stats().map_cache;
+
+    let begin = Instant::now();
+    pool.trim(big, 0, VOLUME_BYTES)?;
+    let trim = begin.elapsed().as_secs_f64() * 1e3;
+    pool.flush(big)?;
+    Ok(json!({
+        "mapped_bytes": mapped,
+        "open_ms": first_open,
+        "open_after_kill_ms": open_after_kill,
+        "checkpoint": checkpoints.figures(),
+        "restore": restores.figures(),
+        "fork": forks.figures(),
+        "delete_checkpoint": deletes.figures(),
+        "anchor": anchors,
+        "trim_2_tib_ms": trim,
+        "regions": regions,
+        "bytes_per_region": bytes,
+        "map_walk_s": walk,
+        "map_cache_bytes": cached,
+        "resident_before_walk_bytes": before,
+        "resident_bytes": resident(),
+    }))
+}
+
+/// Map bytes that a checkpoint costs per 256 KiB region written since the one before.
+fn bytes_per_region(pool: &mut Pool, volume: VolumeId) -> Result<(u64, f64)> {
+    const REGIONS: u64 = 4096;
+    let (_, job) = pool.create_checkpoint(volume, "")?;
+    pool.finish(job)?;
+    pool.anchor(Cleaning::Busy)?;
+    let map_bytes = |pool: &Pool| pool.stats().map_stored;
+    let before = map_bytes(pool);
+    let data = [0x33; 4096];
+    // Regions far apart share nothing above their leaves: the worst case.
+    for i in 0..REGIONS {
+        pool.write(volume, i * (VOLUME_BYTES / 4 / REGIONS) / REGION * REGION, &data)?;
+    }
+    let (_, job) = pool.create_checkpoint(volume, "")?;
+    pool.finish(job)?;
+    pool.anchor(Cleaning::Busy)?;
+    Ok((REGIONS, (map_bytes(pool) - before) as f64 / REGIONS as f64))
+}
