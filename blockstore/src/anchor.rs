@@ -318,8 +318,10 @@ impl Pool {
                 segment.settled = true;
             }
         }
-        // The newest choice replaces what is left of the one before: it knows all of it.
-        self.anchors.victims = job.victims;
+        // The newest choice replaces what is left of the one before: it knows all of it but the spares.
+        let table = &self.segments.table;
+        self.anchors.victims.retain(|victim| matches!(victim, Victim::Remove(id) if table.get(*id).is_none()));
+        self.anchors.victims.extend(job.victims);
         Ok(())
     }
 

@@ -63,6 +63,12 @@ impl Error {
         Self { kind, message: context.into(), source: Some(source) }
     }
 
+    /// A sync failed: what it was to write may be gone, whatever the system calls its reason, and
+    /// only recovery can tell.
+    pub(crate) fn sync(context: &str, source: &io::Error) -> Self {
+        Self::new(ErrorKind::Closed, format!("{context}: a sync failed: {source}"))
+    }
+
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         self.kind

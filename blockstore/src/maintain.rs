@@ -35,24 +35,28 @@ pub enum Cleaned {
 }
 
 impl CleanJob {
-    /// Removes, recycles or packs the file; blocks.
+    /// Removes, recycles or packs the file; blocks. An error of the kind `Closed` is a failed sync.
     pub fn run(&self) -> Result<Cleaned> {
         match &self.victim {
-            Victim::Remove(id) => self.remove(*id).map_err(|e| Error::io("removing a dead segment", e)),
+            Victim::Remove(id) => self.remove(*id),
             Victim::Pack(job) => compact(job).map(Cleaned::Packed),
         }
     }
 
-    fn remove(&self, id: SegmentId) -> io::Result<Cleaned> {
+    fn remove(&self, id: SegmentId) -> Result<Cleaned> {
         if let Some(new) = self.recycle {
             let name = segment_name(new);
             if self.disk.rename(&segment_name(id), &name).is_ok() {
-                self.disk.sync_names()?;
-                return Ok(Cleaned::Recycled(new, self.disk.open(&name)?));
+                self.disk.sync_names().map_err(|e| Error::sync("reusing a dead segment", &e))?;
+                if let Ok(file) = self.disk.open(&name) {
+                    return Ok(Cleaned::Recycled(new, file));
+                }
+                let _ = self.disk.remove(&name);
+                return Ok(Cleaned::Removed);
             }
         }
         match self.disk.remove(&segment_name(id)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing a dead segment", e)),
             _ => Ok(Cleaned::Removed),
         }
     }
@@ -117,8 +121,19 @@ impl Pool {
     /// Takes note of a cleaning job's outcome.
     pub fn cleaned(&mut self, job: CleanJob, outcome: Result<Cleaned>) -> Result<()> {
         self.anchors.cleaning = false;
-        let cleaned = outcome?;
         let id = job.id();
+        let cleaned = match outcome {
+            Ok(cleaned) => cleaned,
+            Err(e) => {
+                if e.kind() == ErrorKind::Closed {
+                    self.poisoned.get_or_insert_with(|| e.to_string());
+                } else if self.segments.table.get(id).is_none() {
+                    // No anchor will choose a spare: it stays a victim until it is gone.
+                    self.anchors.victims.insert(0, job.victim);
+                }
+                return Err(e);
+            }
+        };
         self.segments.forget(id);
         match cleaned {
             Cleaned::Removed => self.segments.table.remove(id),

@@ -7,7 +7,7 @@
 //!   * `unsynced` holds every file written since it was last synced: a flush syncs exactly these.
 
 use crate::disk::{Disk, File};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::batch::Batch;
 use crate::format::record::Record;
 use crate::format::segment::{directory_offset, encode_directory_page, Layout, SegmentHeader, SegmentKind};
@@ -29,6 +29,26 @@ pub struct OpenSegment {
     pub file: Arc<dyn File>,
     /// The next free slot.
     pub next_slot: u32,
+}
+
+impl OpenSegment {
+    /// Writing a batch failed for the reason `why`. For want of space the log goes on, so what got
+    /// through of it is wiped out: what was refused must not happen after a restart.
+    fn take_back(&self, why: Error) -> Error {
+        if why.kind() != ErrorKind::NoSpace {
+            return why;
+        }
+        let offset = u64::from(self.next_slot) * BLOCK_U64;
+        let wiped = match self.file.read_at(&mut [0; BLOCK], offset) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+            Err(e) => Err(e),
+            Ok(()) => self.file.write_at(&[IoSlice::new(&[0; BLOCK])], offset).and_then(|()| self.file.sync()),
+        };
+        match wiped {
+            Ok(()) => why,
+            Err(e) => Error::new(ErrorKind::Io, format!("{why}; taking it back failed: {e}")),
+        }
+    }
 }
 
 /// One volume's log.
@@ -154,7 +174,9 @@ impl Stream {
         }
         slices.push(IoSlice::new(&block));
         slices.extend_from_slice(data);
-        open.file.write_at(&slices, offset).map_err(|e| Error::io("writing the log", e))?;
+        if let Err(e) = open.file.write_at(&slices, offset) {
+            return Err(open.take_back(Error::io("writing the log", e)));
+        }
         open.next_slot += need;
         self.since_flush += u64::from(need) * BLOCK_U64;
         self.previous_crc = crc;

@@ -24,18 +24,30 @@ pub struct CompactJob {
     pub disk: Arc<dyn Disk>,
 }
 
-/// Packs one segment; returns the number of slots kept.
+/// Packs one segment; returns the number of slots kept. Until the rename nothing has changed, and a
+/// failure leaves no file behind.
 pub fn compact(job: &CompactJob) -> Result<u32> {
     let name = segment_name(job.id);
+    let temporary = format!("tmp-{name}");
+    let _ = job.disk.remove(&temporary);
     let wrap = |e| Error::io(format!("packing segment {}", job.id.0), e);
-    let old = job.disk.open(&name).map_err(wrap)?;
+    let packed = write_packed(job, &name, &temporary).and_then(|kept| {
+        job.disk.rename(&temporary, &name).map_err(wrap)?;
+        Ok(kept)
+    });
+    let kept = packed.inspect_err(|_| drop(job.disk.remove(&temporary)))?;
+    job.disk.sync_names().map_err(|e| Error::sync("packing a segment", &e))?;
+    Ok(kept)
+}
+
+fn write_packed(job: &CompactJob, name: &str, temporary: &str) -> Result<u32> {
+    let wrap = |e| Error::io(format!("packing segment {}", job.id.0), e);
+    let old = job.disk.open(name).map_err(wrap)?;
     let mut block = vec![0; BLOCK];
     old.read_at(&mut block, 0).map_err(wrap)?;
     let header =
         SegmentHeader::decode(&block)?.ok_or_else(|| Error::corrupt(format!("{name} has no segment header")))?;
-    let temporary = format!("tmp-{name}");
-    let _ = job.disk.remove(&temporary);
-    let new = job.disk.create(&temporary).map_err(wrap)?;
+    let new = job.disk.create(temporary).map_err(wrap)?;
     let packed = matches!(header.layout, Layout::Packed(_));
     if header.kind == SegmentKind::Log {
         for page in 0..DIRECTORY_PAGES {
@@ -47,8 +59,6 @@ pub fn compact(job: &CompactJob) -> Result<u32> {
     let header = SegmentHeader { layout: Layout::Packed(job.keep.clone()), ..header };
     new.write_at(&[IoSlice::new(&header.encode())], 0).map_err(wrap)?;
     new.sync().map_err(wrap)?;
-    job.disk.rename(&temporary, &name).map_err(wrap)?;
-    job.disk.sync_names().map_err(wrap)?;
     Ok(kept)
 }
 

@@ -3,6 +3,7 @@
 mod decode;
 mod reference;
 mod rng;
+mod seal;
 mod sim_clock;
 mod sim_disk;
 mod sparse;

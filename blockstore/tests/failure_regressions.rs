@@ -1,0 +1,141 @@
+//! Failures that `cairn-sim` found the store to handle badly. Each test tells how; none of them may
+//! come back.
+
+use blockstore::testing::{Fault, SimClock, SimDisk};
+use blockstore::{Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
+use std::sync::Arc;
+
+const BLOCK: usize = 4096;
+const SIZE: u64 = 64 << 20;
+
+fn open(disk: &SimDisk) -> Pool {
+    Pool::open(disk.handle(), Arc::new(SimClock::default()), PoolOptions::default()).unwrap().0
+}
+
+fn new_pool() -> (SimDisk, Pool, VolumeId) {
+    let disk = SimDisk::new();
+    Pool::create(&disk.handle(), &SimClock::default(), [7; 16]).unwrap();
+    let mut pool = open(&disk);
+    let (id, job) = pool.create_volume("disk", SIZE).unwrap();
+    pool.finish(job).unwrap();
+    (disk, pool, id)
+}
+
+/// A pool in which one segment is worth packing and one is dead, ready to be cleaned.
+fn with_dead_space() -> (SimDisk, Pool, VolumeId) {
+    let (disk, mut pool, id) = new_pool();
+    for at in 0..64u64 {
+        pool.write(id, at * BLOCK as u64, &[1; BLOCK]).unwrap();
+    }
+    pool.seal_log(id).unwrap();
+    pool.write(id, SIZE / 2, &[2; 64 * BLOCK]).unwrap();
+    pool.seal_log(id).unwrap();
+    pool.trim(id, 0, 60 * BLOCK as u64).unwrap();
+    pool.trim(id, SIZE / 2, 64 * BLOCK as u64).unwrap();
+    pool.anchor(Cleaning::Thorough).unwrap();
+    pool.anchor(Cleaning::Thorough).unwrap();
+    (disk, pool, id)
+}
+
+fn content(pool: &mut Pool, id: VolumeId, block: u64) -> [u8; BLOCK] {
+    let mut buf = [0; BLOCK];
+    pool.read(pool.view(id, None).unwrap(), block * BLOCK as u64, &mut buf).unwrap();
+    buf
+}
+
+/// The disk was full when the record was written, but not before its last byte that mattered: the
+/// caller heard *no space*, and after the next restart the checkpoint was there, or the restore done.
+#[test]
+fn what_failed_for_want_of_space_does_not_happen_after_a_restart() {
+    let (disk, mut pool, id) = new_pool();
+    // A prepared file is as long as it will ever be.
+    let number = pool.spares_wanted(1).unwrap().unwrap();
+    pool.add_spare(number, blockstore::prepare_segment(&disk.handle(), number).unwrap());
+    pool.write(id, 0, &[1; BLOCK]).unwrap();
+    disk.inject(disk.calls() + 1, Fault::NoSpace);
+    let failed = pool.create_checkpoint(id, "").map(drop).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::NoSpace);
+    drop(pool);
+    for disk in [disk.after_kill(), disk.after_power_loss(&mut || true)] {
+        let pool = open(&disk);
+        assert!(pool.checkpoints(id).unwrap().is_empty(), "a checkpoint that nobody was promised");
+    }
+}
+
+/// A failed packing left its temporary file behind, until the pool was opened again.
+#[test]
+fn a_failed_packing_leaves_no_file_behind() {
+    let mut failed = 0;
+    for call in 1.. {
+        let (disk, mut pool, id) = with_dead_space();
+        disk.inject(disk.calls() + call, Fault::NoSpace);
+        while let Some(job) = pool.clean_job() {
+            let outcome = job.run();
+            failed += u32::from(pool.cleaned(job, outcome).is_err());
+        }
+        let fired = disk.fault_fired();
+        disk.inject(0, Fault::Io);
+        assert_eq!(content(&mut pool, id, 60), [1; BLOCK]);
+        if pool.poisoned().is_none() {
+            let left = disk.names().into_iter().find(|name| name.starts_with("tmp-"));
+            assert_eq!(left, None, "call {call}");
+        }
+        if !fired {
+            break;
+        }
+    }
+    assert!(failed > 5, "packing makes more calls than that");
+}
+
+/// A segment was renamed to serve again, the sync of the names failed, and the pool went on: the name
+/// that a flush would rely on was perhaps not there after power loss, and the file belonged to nobody.
+#[test]
+fn a_failed_sync_of_names_while_cleaning_closes_the_pool() {
+    let mut closed = 0;
+    for call in 1.. {
+        let (disk, mut pool, id) = with_dead_space();
+        disk.inject(disk.calls() + call, Fault::Io);
+        while let Some(job) = pool.clean_job() {
+            let outcome = job.run();
+            let _ = pool.cleaned(job, outcome);
+        }
+        let fired = disk.fault_fired();
+        disk.inject(0, Fault::Io);
+        match pool.poisoned() {
+            Some(why) => {
+                assert!(why.contains("sync"), "call {call}: {why}");
+                closed += 1;
+            }
+            None => {
+                (0..3).for_each(|_| pool.maintain().unwrap());
+                let mut known = pool.known_segments();
+                known.sort();
+                let files: Vec<_> = disk.names().into_iter().filter(|name| name.starts_with("seg-")).collect();
+                assert_eq!(files, known, "call {call}");
+            }
+        }
+        assert_eq!(content(&mut pool, id, 60), [1; BLOCK], "call {call}");
+        drop(pool);
+        assert_eq!(content(&mut open(&disk.after_kill()), id, 60), [1; BLOCK], "call {call}");
+        if !fired {
+            break;
+        }
+    }
+    assert!(closed >= 2, "packing and recycling sync names: {closed}");
+}
+
+/// A spare that could not be removed was forgotten, and its file stayed until the next opening.
+#[test]
+fn a_spare_that_could_not_be_removed_is_removed_later() {
+    let (disk, mut pool, _) = new_pool();
+    let number = pool.spares_wanted(1).unwrap().unwrap();
+    let file = blockstore::prepare_segment(&disk.handle(), number).unwrap();
+    pool.add_spare(number, file);
+    let job = pool.shrink_job(0).unwrap();
+    disk.inject(disk.calls() + 1, Fault::Io);
+    let outcome = job.run();
+    pool.cleaned(job, outcome).unwrap_err();
+    pool.maintain().unwrap();
+    let files: Vec<_> = disk.names().into_iter().filter(|name| name.starts_with("seg-")).collect();
+    assert_eq!(files.len(), pool.known_segments().len());
+}
