@@ -30,6 +30,7 @@ mod map;
 mod ops;
 mod pool;
 mod recovery;
+mod replay;
 mod space;
 mod stats;
 #[cfg(any(test, feature = "testing"))]

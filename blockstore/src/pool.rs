@@ -204,6 +204,9 @@ impl Pool {
     pub fn flush_job(&mut self, volume: VolumeId) -> Result<FlushJob> {
         self.writable()?;
         let (upto, disk) = (self.next_lsn, self.disk.clone());
+        if volume != POOL_STREAM {
+            self.volume(volume)?;
+        }
         let stream = self.stream(volume);
         stream.note_flush();
         let own = stream.flush_job(upto, &disk);
@@ -253,7 +256,7 @@ impl Pool {
 
     /// Log ranges whose write-back is worth starting now, so that a later flush waits for little.
     pub fn take_writeback(&mut self, volume: VolumeId) -> Option<WriteBack> {
-        self.stream(volume).take_writeback()
+        self.streams.get_mut(&volume)?.take_writeback()
     }
 
     /// Why nothing is accepted any more, if so.

@@ -13,10 +13,9 @@ use crate::checkpoint::{Root, Roots};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootKind};
-use crate::format::record::Record;
 use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::limits::BLOCK;
-use crate::log::{scan_stream, Candidates, ScannedBatch, Stream, StreamEnd, TailStart};
+use crate::log::{scan_stream, Candidates, Stream, StreamEnd, TailStart};
 use crate::maintain::RESERVE_NAME;
 use crate::map::{Map, MapRoot, Ref};
 use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
@@ -58,14 +57,13 @@ impl Pool {
             return Err(Error::corrupt("the anchor belongs to another pool: were files copied between pools?"));
         }
         let mut report = RecoveryReport::default();
-        let (candidates, strangers) = find_candidates(&disk, &anchor)?;
+        let (candidates, strangers) = find_candidates(&disk, &anchor, &mut report)?;
         let starts = tail_starts(&anchor, &candidates);
         let mut pool = Self::from_anchor(disk, clock, options, anchor, anchor_bytes)?;
         let mut batches = Vec::new();
         let mut ends = Vec::new();
         for start in starts {
-            let open = |id| pool.segments.file(id);
-            ends.push((start.volume, scan_stream(start, &candidates, &open, &mut batches)?));
+            ends.push((start.volume, scan_stream(start, &candidates, &pool.segments, &mut batches)?));
         }
         pool.adopt_segments(&ends);
         // What neither the anchor nor a log's tail knows was prepared, dropped or begun by an anchor
@@ -74,7 +72,9 @@ impl Pool {
         pool.remove_all(unknown.map(segment_name).collect())?;
         pool.replay(batches, &mut report)?;
         for (volume, end) in ends {
-            report.dropped.extend(end.stopped.iter().map(|why| format!("log of volume {}: {why}", volume.0)));
+            report
+                .dropped
+                .extend(end.damaged.iter().chain(&end.stopped).map(|why| format!("log of volume {}: {why}", volume.0)));
             pool.adopt_stream(volume, end)?;
         }
         pool.anchor(Cleaning::Busy)?;
@@ -102,6 +102,7 @@ impl Pool {
     ) -> Result<Self> {
         let mut segments = Segments::new(disk.clone(), anchor.pool);
         segments.next_id = anchor.next_segment;
+        check_owners(&anchor)?;
         for s in anchor.segments {
             let live = s.bits.iter().map(|w| w.count_ones()).sum();
             let segment = Segment {
@@ -171,7 +172,7 @@ impl Pool {
             pool.volumes.insert(v.id, volume);
         }
         if let Some((id, slot)) = anchor.map_tail {
-            pool.map_open = Some((id, pool.segments.file(id)?, slot));
+            pool.map_open = Some((id, pool.segments.file_of_open(id)?, slot));
         }
         Ok(pool)
     }
@@ -193,50 +194,6 @@ impl Pool {
         }
     }
 
-    fn replay(&mut self, mut batches: Vec<ScannedBatch>, report: &mut RecoveryReport) -> Result<()> {
-        batches.sort_by_key(|scanned| scanned.batch.first_lsn);
-        for ScannedBatch { batch, data } in batches {
-            report.batches += 1;
-            report.bytes += (batch.crcs.len() * BLOCK) as u64;
-            let (mut lsn, mut addr) = (batch.first_lsn, data);
-            let known = batch.volume == POOL_STREAM || self.volumes.contains_key(&batch.volume);
-            if !known {
-                report.dropped.push(format!("a batch of volume {}, which does not exist (any more)", batch.volume.0));
-            }
-            for record in batch.records.iter().filter(|_| known) {
-                self.next_lsn = self.next_lsn.max(Lsn(lsn.0 + 1));
-                if self.fits(record, report)? {
-                    self.apply(batch.volume, lsn, record, addr)?;
-                }
-                addr = crate::types::SlotAddr(addr.0 + record.data_blocks());
-                lsn = Lsn(lsn.0 + 1);
-                report.records += 1;
-            }
-            self.next_lsn = self.next_lsn.max(Lsn(batch.first_lsn.0 + batch.records.len() as u64));
-        }
-        Ok(())
-    }
-
-    /// Logs are prefixes each, not all together: power loss may keep a record and take one of another
-    /// log that came before it and was not promised either. Whether `record` still has a meaning.
-    fn fits(&mut self, record: &Record, report: &mut RecoveryReport) -> Result<bool> {
-        match record {
-            Record::DeleteVolume { id } if !self.volumes.contains_key(id) => {
-                report.dropped.push(format!("the deletion of volume {}, whose creation was lost", id.0));
-                Ok(false)
-            }
-            Record::CreateVolume { name, .. } | Record::Fork { name, .. } => {
-                // The name was free then, so its owner's deletion was lost.
-                if let Some(id) = self.names.get(name).copied() {
-                    report.dropped.push(format!("volume {}, whose name {name:?} was given again", id.0));
-                    self.apply_delete_volume(id)?;
-                }
-                Ok(true)
-            }
-            _ => Ok(true),
-        }
-    }
-
     /// Continues a stream where its good part ends; all its segments but the last are sealed.
     fn adopt_stream(&mut self, volume: VolumeId, end: StreamEnd) -> Result<()> {
         let mut stream = Stream::new(volume);
@@ -255,9 +212,31 @@ impl Pool {
     }
 }
 
+/// Every open segment belongs to the log that goes on in it, and map pages go to a map segment:
+/// otherwise blocks of two volumes would be mixed.
+fn check_owners(anchor: &Anchor) -> Result<()> {
+    let owners: HashMap<_, _> = anchor.segments.iter().map(|s| (s.id, (s.kind, s.volume))).collect();
+    let logs = anchor.streams.iter().filter_map(|s| Some((s.open?.0, SegmentKind::Log, s.volume)));
+    let map = anchor.map_tail.map(|(id, _)| (id, SegmentKind::Map, POOL_STREAM));
+    for (id, kind, volume) in logs.chain(map) {
+        if owners.get(&id) != Some(&(kind, volume)) {
+            let text = format!(
+                "the anchor continues the log of volume {} in segment {}, which belongs elsewhere",
+                volume.0, id.0
+            );
+            return Err(Error::corrupt(text));
+        }
+    }
+    Ok(())
+}
+
 /// Segment files that the anchor does not know: those with a log header by their place in their
 /// stream, and all of them as possible left-overs.
-fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates, Vec<SegmentId>)> {
+fn find_candidates(
+    disk: &Arc<dyn Disk>,
+    anchor: &Anchor,
+    report: &mut RecoveryReport,
+) -> Result<(Candidates, Vec<SegmentId>)> {
     let wrap = |e| Error::io("looking for segments", e);
     let known: BTreeSet<SegmentId> = anchor.segments.iter().map(|s| s.id).collect();
     let (mut candidates, mut strangers) = (Candidates::new(), Vec::new());
@@ -267,11 +246,13 @@ fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates,
         if known.contains(&id) || name != segment_name(id) {
             continue;
         }
-        strangers.push(id);
         let mut block = [0; BLOCK];
         match disk.open(&name).and_then(|file| file.read_at(&mut block, 0)) {
             Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => continue,
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                strangers.push(id);
+                continue;
+            }
             // It may hold promised changes: what cannot be read is not given up.
             Err(e) => return Err(wrap(e)),
         }
@@ -282,8 +263,16 @@ fn find_candidates(disk: &Arc<dyn Disk>, anchor: &Anchor) -> Result<(Candidates,
                 candidates.entry((header.volume, header.sequence)).or_default().push((id, header));
             }
             Err(e) if e.kind() == ErrorKind::Invalid => return Err(e),
-            _ => {}
+            // A write that power loss tore looks like this, and so does damage to what was promised.
+            Err(_) => {
+                let aside = format!("damaged-{name}");
+                disk.rename(&name, &aside).map_err(wrap)?;
+                report.dropped.push(format!("{name}, whose header is damaged, is kept as {aside}"));
+                continue;
+            }
+            Ok(_) => {}
         }
+        strangers.push(id);
     }
     for name in disk.list("tmp-").map_err(wrap)? {
         let _ = disk.remove(&name);

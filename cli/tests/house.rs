@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Our crates, and those of ours that each may depend on.
-const ARROWS: [(&str, &[&str]); 3] =
-    [("blockstore", &[]), ("nbd-server", &["blockstore"]), ("cairn", &["blockstore", "nbd-server"])];
+const ARROWS: [(&str, &[&str]); 4] = [
+    ("blockstore", &[]),
+    ("nbd-server", &["blockstore"]),
+    ("cairn", &["blockstore", "nbd-server"]),
+    ("cairn-sim", &["blockstore"]),
+];
 
 /// Licences a dependency may have; of an `A OR B` one is enough, of an `A AND B` all are needed.
 const LICENCES: [&str; 10] = [

@@ -9,6 +9,7 @@ use crate::types::{Lsn, SlotAddr, VolumeId};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CBAT");
 const CRC_AT: usize = 8;
+const PREVIOUS_AT: usize = CRC_AT + size_of::<u32>();
 /// Bytes before the records.
 pub const HEADER_BYTES: usize = 56;
 /// Bytes that records and block checksums share.
@@ -29,6 +30,15 @@ pub struct Identity {
     pub addr: SlotAddr,
     /// Checksum of the header before it.
     pub previous_crc: u32,
+}
+
+impl Identity {
+    /// What `bytes` say of the header before them, at a given place: for those who look for any batch
+    /// there, and verify its chain otherwise.
+    pub fn claimed(bytes: &[u8], volume: VolumeId, epoch: Option<u64>, addr: SlotAddr) -> Self {
+        let field = bytes.get(PREVIOUS_AT..).and_then(|rest| rest.first_chunk());
+        Self { volume, epoch, addr, previous_crc: field.map_or(0, |bytes| u32::from_le_bytes(*bytes)) }
+    }
 }
 
 /// A decoded batch header.

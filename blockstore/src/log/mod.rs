@@ -1,5 +1,6 @@
 //! The log: one stream of record batches per volume, in segments, chained by checksums.
 
+mod known;
 mod scan;
 mod stream;
 

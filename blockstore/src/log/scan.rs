@@ -1,10 +1,15 @@
 //! Reading a stream's tail after a restart: everything since the last anchor that verifies.
+//!
+//! What lies behind the last good batch may be writes that power loss took before they were flushed,
+//! or damage: the bytes cannot tell. It is never applied, and never passed over in silence.
 
+use super::known::known_checksums;
 use crate::disk::File;
 use crate::error::{Error, Result};
 use crate::format::batch::{Batch, Identity};
 use crate::format::segment::SegmentHeader;
-use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
+use crate::limits::{BATCH_BLOCKS_MAX, BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
+use crate::space::Segments;
 use crate::types::{SegmentId, SlotAddr, VolumeId};
 use std::collections::HashMap;
 use std::io;
@@ -46,24 +51,30 @@ pub struct StreamEnd {
     pub segments: Vec<TailSegment>,
     /// Why the scan stopped, when it was not the plain end of the log.
     pub stopped: Option<String>,
+    /// Damage found in the part that the anchor covers.
+    pub damaged: Vec<String>,
 }
 
 /// Segments that the anchor does not know, by the place they claim. Left-overs of an earlier opening
 /// may claim a place that was given again; the header's chain checksum tells which one follows.
 pub type Candidates = HashMap<(VolumeId, u32), Vec<(SegmentId, SegmentHeader)>>;
 
-/// Scans one stream from `start`; `open` opens a segment's file.
+/// Scans one stream from `start`.
 pub fn scan_stream(
     start: TailStart,
     candidates: &Candidates,
-    open: &dyn Fn(SegmentId) -> Result<Arc<dyn File>>,
+    segments: &Segments,
     batches: &mut Vec<ScannedBatch>,
 ) -> Result<StreamEnd> {
-    let mut end =
-        StreamEnd { sequence: start.sequence, previous_crc: start.previous_crc, segments: Vec::new(), stopped: None };
+    let mut end = StreamEnd {
+        sequence: start.sequence,
+        previous_crc: start.previous_crc,
+        segments: Vec::new(),
+        stopped: None,
+        damaged: Vec::new(),
+    };
     if let Some((id, next_slot)) = start.open {
-        let file = open(id)?;
-        let crcs = known_crcs(&*file, &start, id, next_slot)?;
+        let (file, crcs) = known_checksums(segments, &start, id, next_slot, &mut end.damaged)?;
         scan_segment(&start, id, file, next_slot, crcs, &mut end, batches)?;
     }
     while end.stopped.is_none() {
@@ -71,40 +82,16 @@ pub fn scan_stream(
         let Some((id, _)) = place.iter().find(|(_, header)| header.previous_crc == end.previous_crc) else { break };
         let before = batches.len();
         end.sequence += 1;
-        scan_segment(&start, *id, open(*id)?, FIRST_SLOT, Vec::new(), &mut end, batches)?;
+        scan_segment(&start, *id, segments.file(*id)?, FIRST_SLOT, Vec::new(), &mut end, batches)?;
         if batches.len() == before {
             break;
         }
     }
+    let later = candidates.keys().filter(|(volume, at)| *volume == start.volume && *at > end.sequence).count();
+    if later > 0 && end.stopped.is_none() {
+        end.stopped = Some(format!("{later} later segments do not continue it and were dropped"));
+    }
     Ok(end)
-}
-
-/// Rebuilds the checksums of an open segment's anchored part from its batch headers, along their
-/// chain from the segment header to where the anchor says that the log ended.
-fn known_crcs(file: &dyn File, start: &TailStart, id: SegmentId, next_slot: u32) -> Result<Vec<u32>> {
-    let mut block = [0; BLOCK];
-    let mut read = |slot: u32| -> Result<[u8; BLOCK]> {
-        let addr = SlotAddr::new(id, slot);
-        file.read_at(&mut block, u64::from(slot) * BLOCK_U64).map_err(|e| Error::io(format!("reading {addr}"), e))?;
-        Ok(block)
-    };
-    let damaged = |slot: u32| Error::corrupt(format!("the log is damaged at {}", SlotAddr::new(id, slot)));
-    let mut previous_crc = SegmentHeader::decode(&read(0)?)?.ok_or_else(|| damaged(0))?.previous_crc;
-    let mut crcs = Vec::new();
-    let mut slot = FIRST_SLOT;
-    while slot < next_slot {
-        let addr = SlotAddr::new(id, slot);
-        let expected = Identity { volume: start.volume, epoch: None, addr, previous_crc };
-        let (batch, crc) = Batch::decode(&read(slot)?, &expected)?.ok_or_else(|| damaged(slot))?;
-        crcs.resize(slot as usize + 1, 0);
-        crcs.extend_from_slice(&batch.crcs);
-        slot += 1 + batch.crcs.len() as u32;
-        previous_crc = crc;
-    }
-    if slot != next_slot || previous_crc != start.previous_crc {
-        return Err(damaged(slot));
-    }
-    Ok(crcs)
 }
 
 fn scan_segment(
@@ -127,7 +114,10 @@ fn scan_segment(
         }
         let expected =
             Identity { volume: start.volume, epoch: Some(start.epoch), addr, previous_crc: end.previous_crc };
-        let Some((batch, crc)) = Batch::decode(&block, &expected)? else { break };
+        let Some((batch, crc)) = Batch::decode(&block, &expected)? else {
+            end.stopped = end.stopped.take().or(batches_behind(start, &*file, addr)?);
+            break;
+        };
         if slot as usize + 1 + batch.crcs.len() > END_SLOT as usize {
             end.stopped = Some(format!("the batch at {addr} reaches past its segment"));
             break;
@@ -152,4 +142,35 @@ fn scan_segment(
     }
     end.segments.push((id, file, slot, crcs));
     Ok(())
+}
+
+/// Looks for batches of this opening behind the place `gap`, where none verifies: as far as one batch
+/// reaches, and from there along their chain. Says what is dropped with them.
+fn batches_behind(start: &TailStart, file: &dyn File, gap: SlotAddr) -> Result<Option<String>> {
+    let mut block = [0; BLOCK];
+    let last = (gap.slot() + 1 + BATCH_BLOCKS_MAX as u32).min(END_SLOT - 1);
+    let (mut slot, mut first) = (gap.slot() + 1, None);
+    while slot < END_SLOT && (first.is_some() || slot <= last) {
+        let addr = SlotAddr::new(gap.segment(), slot);
+        match file.read_at(&mut block, u64::from(slot) * BLOCK_U64) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+            Err(e) => return Err(Error::io(format!("reading {addr}"), e)),
+        }
+        match Batch::decode(&block, &Identity::claimed(&block, start.volume, Some(start.epoch), addr)) {
+            Ok(Some((batch, _))) => {
+                first.get_or_insert(addr);
+                slot += 1 + batch.crcs.len() as u32;
+            }
+            _ if first.is_some() => break,
+            _ => slot += 1,
+        }
+    }
+    Ok(first.map(|first| {
+        let bytes = u64::from(slot - gap.slot()) * BLOCK_U64;
+        format!(
+            "no batch verifies at {gap}, but one does at {first}: {bytes} bytes dropped, because of damage, or as \
+             writes that were not flushed before power was lost"
+        )
+    }))
 }

@@ -39,11 +39,14 @@ impl OpenSegment {
             return why;
         }
         let offset = u64::from(self.next_slot) * BLOCK_U64;
-        let wiped = match self.file.read_at(&mut [0; BLOCK], offset) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
-            Err(e) => Err(e),
-            Ok(()) => self.file.write_at(&[IoSlice::new(&[0; BLOCK])], offset).and_then(|()| self.file.sync()),
-        };
+        // Only what the file already holds: a full disk could not take more.
+        let wiped = self.file.len().and_then(|len| match len.saturating_sub(offset).min(BLOCK_U64) {
+            0 => Ok(()),
+            len => {
+                self.file.write_at(&[IoSlice::new(&[0; BLOCK][..len as usize])], offset)?;
+                self.file.sync()
+            }
+        });
         match wiped {
             Ok(()) => why,
             Err(e) => Error::new(ErrorKind::Io, format!("{why}; taking it back failed: {e}")),

@@ -119,6 +119,14 @@ impl Segments {
         Ok(Handle { file, packed })
     }
 
+    /// The file of a segment that is still being written, so that nothing was packed; its header is not
+    /// looked at.
+    pub fn file_of_open(&self, id: SegmentId) -> Result<Arc<dyn File>> {
+        let file = self.disk.open(&segment_name(id)).map_err(|e| Error::io(format!("opening segment {}", id.0), e))?;
+        self.remember(id, file.clone(), None);
+        Ok(file)
+    }
+
     /// The file of a segment.
     pub fn file(&self, id: SegmentId) -> Result<Arc<dyn File>> {
         Ok(self.handle(id)?.file)
