@@ -41,6 +41,24 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Whether `bytes` are this batch's header but for one field: damaged, then, or torn. Left-overs of
+    /// another life of the file differ in more.
+    pub fn resembles(&self, bytes: &[u8]) -> bool {
+        let (mut magic_version, mut places) = (Vec::with_capacity(6), Vec::with_capacity(24));
+        magic_version.put_u32(MAGIC);
+        magic_version.put_u16(VERSION);
+        places.put_u64(self.volume.0);
+        places.put_u64(self.epoch.unwrap_or_default());
+        places.put_u64(self.addr.0);
+        let is = |at: usize, field: &[u8]| bytes.get(at..).is_some_and(|rest| rest.starts_with(field));
+        let fields = places.chunks(8).zip([16, 24, 32]).filter(|(field, at)| is(*at, field)).count();
+        let first = is(0, &magic_version);
+        let previous = is(PREVIOUS_AT, &self.previous_crc.to_le_bytes());
+        fields.saturating_add(usize::from(first)).saturating_add(usize::from(previous)) >= 4
+    }
+}
+
 /// A decoded batch header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {

@@ -115,7 +115,10 @@ fn scan_segment(
         let expected =
             Identity { volume: start.volume, epoch: Some(start.epoch), addr, previous_crc: end.previous_crc };
         let Some((batch, crc)) = Batch::decode(&block, &expected)? else {
-            end.stopped = end.stopped.take().or(batches_behind(start, &*file, addr)?);
+            end.stopped = batches_behind(start, &*file, addr)?;
+            if end.stopped.is_none() && expected.resembles(&block) {
+                end.stopped = Some(format!("the batch header at {addr} is damaged or was not completely written"));
+            }
             break;
         };
         if slot as usize + 1 + batch.crcs.len() > END_SLOT as usize {

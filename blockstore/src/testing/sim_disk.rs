@@ -223,6 +223,36 @@ impl SimDisk {
         }
     }
 
+    /// A file's bytes from `offset`; zeros behind its end.
+    pub fn peek(&self, name: &str, offset: usize, len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        if let Some(file) = locked(&self.0).names.get(name).cloned() {
+            let content = locked(&file);
+            let there = len.min(content.now.len().saturating_sub(offset));
+            content.now.read(&mut out[..there], offset);
+        }
+        out
+    }
+
+    /// Changes a file's bytes on the medium, behind the store's back.
+    pub fn poke(&self, name: &str, offset: usize, bytes: &[u8]) {
+        if let Some(file) = locked(&self.0).names.get(name).cloned() {
+            let mut content = locked(&file);
+            content.now.write(offset, bytes);
+            content.durable.write(offset, bytes);
+        }
+    }
+
+    /// Cuts a file's end off.
+    pub fn truncate(&self, name: &str, len: usize) {
+        if let Some(file) = locked(&self.0).names.get(name).cloned() {
+            let mut content = locked(&file);
+            content.now.resize(len);
+            content.durable.resize(len);
+            content.dirty.split_off(&len.div_ceil(SECTOR));
+        }
+    }
+
     /// The disk as the store sees it.
     pub fn handle(&self) -> Arc<dyn Disk> {
         Arc::new(self.clone())
