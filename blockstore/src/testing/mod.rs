@@ -4,6 +4,7 @@ mod decode;
 mod reference;
 mod rng;
 mod seal;
+pub mod sequences;
 mod sim_clock;
 mod sim_disk;
 mod sparse;

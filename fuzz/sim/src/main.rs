@@ -3,18 +3,20 @@
 //! The status is 0 if nothing was found, 1 after a violation, 2 if the arguments make no sense. With
 //! `--canary` it is 0 if the planted defect was found and 1 if it was not.
 
+use blockstore::testing::sequences::{crash_everywhere, fail_everywhere, sequences};
 use cairn_sim::{run, Plan, Report};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const USAGE: &str =
-    "usage: cairn-sim [--seed S] [--minutes N | --count HISTORIES] [--ops N] [--json] [--canary] [--verbose]
+    "usage: cairn-sim [--seed S] [--minutes N | --count HISTORIES] [--ops N] [--json] [--canary] [--verbose] | --exhaustive N
 
   --seed S      first seed (1); the next histories have the seeds after it
   --minutes N   begin histories for so long (1)
   --count N     run so many histories instead
   --ops N       operations per history (by seed, 1000 to 10000)
   --json        one JSON object instead of lines
+  --exhaustive N  instead: all sequences of N operations, stopped and failed at every disk call
   --canary      plant a defect (syncs that do nothing), which must be found
   --verbose     print every operation";
 
@@ -23,11 +25,12 @@ struct Arguments {
     minutes: f64,
     count: Option<u64>,
     json: bool,
+    exhaustive: Option<u32>,
 }
 
 fn arguments() -> Option<Arguments> {
     let plan = Plan { seed: 1, operations: None, canary: false, verbose: false };
-    let mut found = Arguments { plan, minutes: 1.0, count: None, json: false };
+    let mut found = Arguments { plan, minutes: 1.0, count: None, json: false, exhaustive: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -35,6 +38,7 @@ fn arguments() -> Option<Arguments> {
             "--minutes" => found.minutes = words.next()?.parse().ok()?,
             "--count" => found.count = Some(words.next()?.parse().ok()?),
             "--ops" => found.plan.operations = Some(words.next()?.parse().ok()?),
+            "--exhaustive" => found.exhaustive = Some(words.next()?.parse().ok()?),
             "--json" => found.json = true,
             "--canary" => found.plan.canary = true,
             "--verbose" => found.plan.verbose = true,
@@ -44,11 +48,31 @@ fn arguments() -> Option<Arguments> {
     Some(found)
 }
 
+/// A violation is a panic, and the status that of a panic.
+fn every_sequence(len: u32) -> ExitCode {
+    let begin = Instant::now();
+    let (mut workloads, mut points, mut images, mut failures) = (0, 0, 0, 0);
+    for ops in sequences(len) {
+        let (more, judged) = crash_everywhere(&ops);
+        (workloads, points, images) = (workloads + 1, points + more, images + judged);
+        failures += fail_everywhere(&ops);
+    }
+    println!(
+        "{workloads} sequences of {len}, {points} crash points, {images} images, {failures} injected failures, \
+         0 violations, {:.0} s",
+        begin.elapsed().as_secs_f64()
+    );
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
-    let Some(Arguments { mut plan, minutes, count, json }) = arguments() else {
+    let Some(Arguments { mut plan, minutes, count, json, exhaustive }) = arguments() else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
+    if let Some(len) = exhaustive {
+        return every_sequence(len);
+    }
     let begin = Instant::now();
     let (first, mut sum) = (plan.seed, Report::default());
     loop {
