@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod ledger;
 #[path = "../../../nbd-server/tests/common/wire.rs"]
 pub mod wire;
 
