@@ -1,7 +1,7 @@
 //! Commands on a pool as JSON: the same code behind the control socket and behind a command that
 //! opens the pool itself.
 
-use crate::exports::{resolve, split_export};
+use crate::exports::{resolve, split};
 use blockstore::{CheckpointInfo, CheckpointName, Error, ErrorKind, FlushJob, Pool, Result, View, VolumeId};
 use serde_json::{json, Value};
 
@@ -206,8 +206,7 @@ pub fn handle(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             Ok(Outcome::after(answer, job))
         }
         "fork" => {
-            let (from, at) = split_export(text(request, "volume")?)
-                .ok_or_else(|| Error::new(ErrorKind::Invalid, "name a volume, or volume@checkpoint"))?;
+            let (from, at) = split(text(request, "volume")?)?;
             let (id, job) = pool.fork(pool.volume_id(from)?, at, text(request, "name")?)?;
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
@@ -245,6 +244,18 @@ fn diff(pool: &mut Pool, request: &Value) -> Result<Value> {
     Ok(json!({"changed_bytes": changed, "complete": offset == size, "extents": list}))
 }
 
+/// A message may quote what it was given, which may be of any length: its middle is left out.
+fn short(text: &str) -> String {
+    const HALF: usize = 300;
+    let count = text.chars().count();
+    if count <= 2 * HALF {
+        return text.to_owned();
+    }
+    let head: String = text.chars().take(HALF).collect();
+    let tail: String = text.chars().skip(count - HALF).collect();
+    format!("{head} … {tail}")
+}
+
 /// An error as the control socket sends it.
 pub fn error_json(error: &Error) -> Value {
     let kind = match error.kind() {
@@ -257,7 +268,7 @@ pub fn error_json(error: &Error) -> Value {
         ErrorKind::Closed => "closed",
         _ => "io",
     };
-    json!({"error": {"kind": kind, "message": error.to_string()}})
+    json!({"error": {"kind": kind, "message": short(&error.to_string())}})
 }
 
 #[cfg(test)]

@@ -17,11 +17,16 @@ pub fn split_export(name: &str) -> Option<(&str, Option<CheckpointName>)> {
 
 /// What an export name stands for.
 pub fn resolve(pool: &Pool, name: &str) -> blockstore::Result<View> {
-    let (volume, checkpoint) = split_export(name).ok_or_else(|| {
+    let (volume, checkpoint) = split(name)?;
+    pool.view(pool.volume_id(volume)?, checkpoint)
+}
+
+/// The same as [`split_export`], with a reason when `name` is neither.
+pub fn split(name: &str) -> blockstore::Result<(&str, Option<CheckpointName>)> {
+    split_export(name).ok_or_else(|| {
         let text = format!("{name:?} is not a volume or volume@checkpoint: use vol, vol@v1, vol@auto-1 or vol@Current");
         Error::new(ErrorKind::Invalid, text)
-    })?;
-    pool.view(pool.volume_id(volume)?, checkpoint)
+    })
 }
 
 impl Exports for PoolExports<'_> {

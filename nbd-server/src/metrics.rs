@@ -14,6 +14,8 @@ pub struct Metrics {
     pub written_bytes: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// Requests answered with ENOSPC.
+    pub no_space: u64,
     /// Connections since the start.
     pub connections: u64,
     /// Anchors written.
@@ -33,6 +35,7 @@ impl Metrics {
             ("cairn_read_bytes_total", self.read_bytes),
             ("cairn_written_bytes_total", self.written_bytes),
             ("cairn_errors_total", self.errors),
+            ("cairn_no_space_errors_total", self.no_space),
             ("cairn_connections_total", self.connections),
             ("cairn_connections_open", open as u64),
             ("cairn_anchors_total", self.anchors),

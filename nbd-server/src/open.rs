@@ -71,7 +71,14 @@ pub fn open_pool(folder: &Path, create: bool, options: PoolOptions) -> Result<(P
                 && n != "control.sock"
                 && !n.to_string_lossy().starts_with("anchor-")
         });
-        if let Some(name) = foreign {
+        if let Some(name) = &foreign {
+            if name.to_string_lossy().starts_with("seg-") {
+                let text = format!(
+                    "cairn.pool is missing in {}, which holds a pool's segments: put it back from a copy of the pool",
+                    folder.display()
+                );
+                return Err(Error::new(ErrorKind::NotFound, text));
+            }
             let text = format!("{} holds {name:?} and no pool: give an empty folder", folder.display());
             return Err(Error::new(ErrorKind::Invalid, text));
         }

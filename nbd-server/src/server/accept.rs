@@ -9,7 +9,7 @@ use super::Server;
 use crate::nbd::{Gate, Handshake};
 use crate::poll;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,6 +18,9 @@ use std::time::Instant;
 
 /// Connections at a time: one more is closed at once.
 pub(super) const CONNECTIONS_MAX: usize = 1024;
+/// Connections to the control socket at a time: one more is refused.
+const CONTROLS_MAX: usize = 64;
+const TOO_MANY: &[u8] = b"{\"error\":{\"kind\":\"busy\",\"message\":\"too many commands at a time: try again\"}}\n";
 /// Clients accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 16;
 /// Descriptors that are not clients': segment files, listeners, the pool's own.
@@ -101,9 +104,16 @@ impl Server {
     pub(super) fn accept_control(&mut self) {
         for _ in 0..ACCEPTS_PER_TURN {
             let Ok((stream, _)) = self.control.accept() else { return };
-            if stream.set_nonblocking(true).is_ok() {
-                self.add(Socket::Unix(stream), Role::Control, Vec::new());
+            if stream.set_nonblocking(true).is_err() {
+                continue;
             }
+            let open = self.conns.values().filter(|conn| matches!(conn.role, Role::Control)).count();
+            if open >= CONTROLS_MAX {
+                // It fits the socket's buffer, and whoever does not read it learns less.
+                let _ = (&stream).write_all(TOO_MANY);
+                continue;
+            }
+            self.add(Socket::Unix(stream), Role::Control, Vec::new());
         }
     }
 

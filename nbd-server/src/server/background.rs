@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Segments are prepared by writing zeros only when a log has not needed a new one for this long:
 /// a fast writer would pay twice for the disk's bandwidth.
 const SPARE_QUIET: Duration = Duration::from_millis(200);
+/// How long after a client was told that the disk is full space is looked for, and how often.
+const SHORT_TIME: Duration = Duration::from_secs(10);
+const SHORT_EVERY: Duration = Duration::from_millis(200);
 /// Idle time after which the map is written down and dead space is given back.
 const IDLE: Duration = Duration::from_millis(500);
 /// Without requests for this long, the space of spare segments goes back to the file system.
@@ -17,7 +20,8 @@ impl Server {
     /// A bounded piece of background work; `true` when there is more at once.
     pub(super) fn background(&mut self) -> bool {
         let audit = self.begin_audit();
-        let idle = self.last_activity.elapsed() > IDLE;
+        let short = self.is_short_of_space();
+        let idle = short || self.last_activity.elapsed() > IDLE;
         let more = self.pool.reap(if idle { 256 } else { 8 }).unwrap_or_else(|e| {
             eprintln!("cairn: giving back space: {e}");
             false
@@ -46,6 +50,22 @@ impl Server {
             }
         }
         more
+    }
+
+    /// Whether clients have just been told that the disk is full, and it is time to look for space:
+    /// what they trim must come back although they keep trying.
+    fn is_short_of_space(&mut self) -> bool {
+        let (count, since, looked) = self.no_space_seen;
+        if count != self.metrics.no_space {
+            self.no_space_seen = (self.metrics.no_space, Instant::now(), looked);
+        } else if count == 0 || since.elapsed() > SHORT_TIME {
+            return false;
+        }
+        let due = looked.elapsed() > SHORT_EVERY;
+        if due {
+            self.no_space_seen.2 = Instant::now();
+        }
+        due
     }
 
     pub(super) fn collect(&mut self) {

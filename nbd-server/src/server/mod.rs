@@ -103,6 +103,8 @@ pub struct Server {
     tls: Option<Tls>,
     spare_pending: bool,
     audit: Option<AuditCall>,
+    /// Requests refused for want of space, when that last changed, and when space was last looked for.
+    no_space_seen: (u64, Instant, Instant),
     last_activity: Instant,
     /// Log segments begun, and when that last changed.
     segments_seen: (u64, Instant),
@@ -167,6 +169,7 @@ impl Server {
             tls: options.tls,
             spare_pending: false,
             audit: None,
+            no_space_seen: (0, Instant::now(), Instant::now()),
             last_activity: Instant::now(),
             segments_seen: (0, Instant::now()),
         })

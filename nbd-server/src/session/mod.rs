@@ -394,6 +394,7 @@ impl Session {
             ErrorKind::NotFound => Errno::Shutdown,
             _ => Errno::Io,
         };
+        metrics.no_space += u64::from(errno == Errno::NoSpace);
         if errno == Errno::Io {
             eprintln!("cairn: {}: {error}", self.agreed.export.name);
         }
