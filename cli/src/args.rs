@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::logging::{LogFormat, LogLevel};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -91,6 +92,12 @@ pub struct ServeArgs {
     /// Memory for map pages
     #[arg(long, default_value = "256M", value_name = "SIZE")]
     pub map_cache: String,
+    /// How much to log, on standard error
+    #[arg(long, value_enum, default_value = "info", env = "CAIRN_LOG", value_name = "LEVEL")]
+    pub log_level: LogLevel,
+    /// Form of the log
+    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    pub log_format: LogFormat,
     /// Segments of 32 MiB prepared in advance, for fast flushes
     #[arg(long, default_value_t = 2, value_name = "N")]
     pub spares: usize,

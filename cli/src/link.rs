@@ -2,6 +2,7 @@
 //! lives as long as the work.
 
 use crate::client::{self, Failure};
+use crate::logging::{self, LogFormat, LogLevel};
 use crate::output::Progress;
 use blockstore::PoolOptions;
 use nbd_server::{open_pool, PoolLock, Server, ServerOptions, Stopper};
@@ -52,7 +53,8 @@ impl Drop for Link {
 impl Own {
     fn start(folder: &Path, create: bool) -> Result<Self, Failure> {
         let (lock, pool, report) = open_pool(folder, create, PoolOptions::default())?;
-        report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
+        logging::start(LogLevel::Warn, LogFormat::Text);
+        report.dropped.iter().for_each(|why| tracing::warn!(why, "recovery dropped something"));
         let options = ServerOptions { folder: folder.to_owned(), listen: Vec::new(), spares: 0, tls: None };
         let server = Server::new(pool, options)?;
         let stopper = server.stopper();

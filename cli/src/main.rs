@@ -8,6 +8,7 @@ mod args;
 mod client;
 mod copy;
 mod link;
+mod logging;
 mod nbd;
 mod output;
 mod requests;

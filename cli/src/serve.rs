@@ -2,8 +2,11 @@
 
 use crate::args::{parse_size, Cli, ServeArgs};
 use crate::client::Failure;
+use crate::logging;
 use blockstore::PoolOptions;
 use nbd_server::{open_pool, Listen, Server, ServerOptions, Tls, TlsFiles};
+use std::time::Instant;
+use tracing::{debug, info, warn};
 
 fn listen(text: &str) -> Result<Listen, Failure> {
     match text.split_once(':') {
@@ -16,7 +19,7 @@ fn listen(text: &str) -> Result<Listen, Failure> {
 fn tls(args: &ServeArgs) -> Result<Option<Tls>, Failure> {
     let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else { return Ok(None) };
     if args.tls_client_ca.is_none() {
-        eprintln!("cairn: without --tls-client-ca every client that can connect may read and write every volume");
+        warn!("without --tls-client-ca every client that can connect may read and write every volume");
     }
     let files = TlsFiles { cert, key, client_ca: args.tls_client_ca.clone() };
     Tls::load(&files).map(Some).map_err(|e| Failure::new("invalid", format!("TLS: {e}")))
@@ -24,18 +27,25 @@ fn tls(args: &ServeArgs) -> Result<Option<Tls>, Failure> {
 
 /// Runs the daemon until it is told to stop.
 pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
+    logging::start(args.log_level, args.log_format);
     let folder = crate::requests::pool_folder(cli)?;
     let listen = args.nbd.iter().map(|text| listen(text)).collect::<Result<Vec<_>, _>>()?;
     let tls = tls(args)?;
     let map_cache = parse_size(&args.map_cache)
         .ok_or_else(|| Failure::new("invalid", format!("{:?} is not a size: use 256M, 1G, …", args.map_cache)))?;
     let options = PoolOptions { map_cache, ..PoolOptions::default() };
+    let begin = Instant::now();
     let (_lock, pool, report) = open_pool(&folder, true, options)?;
-    if report.batches > 0 {
-        eprintln!("cairn: replayed {} changes in {} batches", report.records, report.batches);
+    let time_ms = begin.elapsed().as_millis() as u64;
+    let (batches, changes, bytes) = (report.batches, report.records, report.bytes);
+    info!(pool = %folder.display(), time_ms, batches, changes, bytes, "the pool is open");
+    report.dropped.iter().for_each(|why| warn!(why, "recovery dropped something"));
+    for id in pool.volumes() {
+        let v = pool.volume_info(id)?;
+        debug!(name = v.name, size_bytes = v.size, checkpoints = v.checkpoints, "a volume");
     }
-    report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
-    let server = Server::new(pool, ServerOptions { folder: folder.clone(), listen, spares: args.spares, tls })?;
-    eprintln!("cairn: serving {} ({})", folder.display(), args.nbd.join(", "));
+    let volumes = pool.volumes().len();
+    let server = Server::new(pool, ServerOptions { folder, listen, spares: args.spares, tls })?;
+    info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
     Ok(server.run()?)
 }

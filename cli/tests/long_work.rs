@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{noise, read, text, write, Pool};
-use std::fs::{self, File, OpenOptions};
+use common::{damage, noise, read, text, write, Pool};
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -111,17 +111,6 @@ fn a_scrub_beside_clients_finds_a_damaged_block_and_only_that() {
     let (code, said) = pool.fails(&["volume", "export", "disk", text(&pool.path("copy"))]);
     assert!(code == 1 && said.contains("damaged"), "{said}");
     assert!(!pool.path("copy").exists() && !pool.path("copy.part").exists(), "no half copy is left");
-}
-
-/// Flips a bit of the stored block that begins with `start`.
-fn damage(pool: &Path, start: &[u8]) {
-    for entry in fs::read_dir(pool).expect("the pool").map(|e| e.expect("an entry").path()) {
-        let bytes = fs::read(&entry).unwrap_or_default();
-        let Some(at) = bytes.windows(start.len()).position(|window| window == start) else { continue };
-        let file = OpenOptions::new().write(true).open(&entry).expect("a segment");
-        return file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("a flipped bit");
-    }
-    panic!("the block is nowhere in the pool");
 }
 
 #[test]

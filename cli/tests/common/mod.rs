@@ -9,6 +9,7 @@ pub mod wire;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -200,4 +201,15 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
+}
+
+/// Flips a bit of the stored block that begins with `start`.
+pub fn damage(pool: &Path, start: &[u8]) {
+    for entry in std::fs::read_dir(pool).expect("the pool").map(|e| e.expect("an entry").path()) {
+        let bytes = std::fs::read(&entry).unwrap_or_default();
+        let Some(at) = bytes.windows(start.len()).position(|window| window == start) else { continue };
+        let file = std::fs::OpenOptions::new().write(true).open(&entry).expect("a segment");
+        return file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("a flipped bit");
+    }
+    panic!("the block is nowhere in the pool");
 }

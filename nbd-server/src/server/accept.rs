@@ -98,7 +98,7 @@ impl Server {
             Role::Session(_) | Role::Control => None,
         };
         let oldest = self.conns.iter().filter_map(|(token, conn)| Some((since(conn)?, *token))).min();
-        oldest.map(|(_, token)| self.close(token)).is_some()
+        oldest.map(|(_, token)| self.close(token, "it makes room for another")).is_some()
     }
 
     pub(super) fn accept_control(&mut self) {

@@ -4,6 +4,7 @@ use super::Server;
 use crate::jobs::{Done, Job};
 use blockstore::Cleaning;
 use std::time::{Duration, Instant};
+use tracing::{debug, error, warn};
 
 /// Segments are prepared by writing zeros only when a log has not needed a new one for this long:
 /// a fast writer would pay twice for the disk's bandwidth.
@@ -19,17 +20,21 @@ const SPARES_KEPT: Duration = Duration::from_secs(60);
 impl Server {
     /// A bounded piece of background work; `true` when there is more at once.
     pub(super) fn background(&mut self) -> bool {
+        if let Some(why) = self.pool.poisoned().filter(|_| !self.poison_told) {
+            self.poison_told = true;
+            error!(reason = why, "the pool accepts no more changes: restart the daemon to recover it");
+        }
         let audit = self.begin_audit();
         let short = self.is_short_of_space();
         let idle = short || self.last_activity.elapsed() > IDLE;
         let more = self.pool.reap(if idle { 256 } else { 8 }).unwrap_or_else(|e| {
-            eprintln!("cairn: giving back space: {e}");
+            warn!(error = %e, "giving back space failed");
             false
         });
         if self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor() {
             match self.pool.begin_anchor(if idle { Cleaning::Idle } else { Cleaning::Busy }) {
                 Ok(job) => self.workers.submit(Job::Anchor(Box::new(job))),
-                Err(e) => eprintln!("cairn: anchor: {e}"),
+                Err(e) => warn!(error = %e, "an anchor could not be begun"),
             }
         }
         let spent = self.last_activity.elapsed() > SPARES_KEPT;
@@ -57,6 +62,9 @@ impl Server {
     fn is_short_of_space(&mut self) -> bool {
         let (count, since, looked) = self.no_space_seen;
         if count != self.metrics.no_space {
+            if count == 0 || since.elapsed() > SHORT_TIME {
+                warn!("clients are told that no space is left: trim, or delete checkpoints or volumes");
+            }
             self.no_space_seen = (self.metrics.no_space, Instant::now(), looked);
         } else if count == 0 || since.elapsed() > SHORT_TIME {
             return false;
@@ -74,8 +82,9 @@ impl Server {
                 Done::Flush(job, outcome) => self.flushed(job, outcome),
                 Done::Anchor(job, outcome) => {
                     self.metrics.anchors += 1;
+                    debug!(ok = outcome.is_ok(), "anchor written");
                     if let Err(e) = self.pool.anchored(*job, outcome) {
-                        eprintln!("cairn: {e}");
+                        error!(error = %e, "an anchor could not be written");
                     }
                     self.pool.keep_reserve();
                 }
@@ -84,7 +93,7 @@ impl Server {
                 Done::Clean(job, outcome) => {
                     self.metrics.cleaned += 1;
                     if let Err(e) = self.pool.cleaned(job, outcome) {
-                        eprintln!("cairn: cleaning: {e}");
+                        warn!(error = %e, "cleaning failed");
                     }
                 }
                 Done::Spare(id, outcome) => {

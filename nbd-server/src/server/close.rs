@@ -13,23 +13,32 @@ use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+use tracing::{info, warn};
 
 /// Time for clients to take their last answers.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
 
 impl Server {
     pub(super) fn shut_down(mut self) -> io::Result<()> {
+        info!(clients = self.conns.len(), "asked to end");
         poll::drain(self.signals.as_raw_fd());
         self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
         self.listeners.clear();
         self.drain()?;
         let left: Vec<u64> = self.conns.keys().copied().collect();
-        left.into_iter().for_each(|token| self.close(token));
+        left.into_iter().for_each(|token| self.close(token, "the daemon ends and it took no replies"));
         if self.pool.poisoned().is_none() {
             for id in self.pool.volumes() {
                 self.pool.flush(id).map_err(io::Error::other)?;
             }
+            // What is written down need not be replayed by the next opening.
+            if self.pool.wants_idle_anchor() {
+                if let Err(e) = self.pool.anchor(false) {
+                    warn!(error = %e, "the last anchor could not be written");
+                }
+            }
         }
+        info!("ended");
         Ok(())
     }
 
@@ -39,7 +48,7 @@ impl Server {
         while !self.conns.is_empty() && Instant::now() < deadline {
             self.resume();
             let over: Vec<u64> = self.conns.iter().filter(|(_, conn)| is_over(conn)).map(|(token, _)| *token).collect();
-            over.into_iter().for_each(|token| self.close(token));
+            over.into_iter().for_each(|token| self.close(token, "the daemon ends"));
             let busy = !self.yielded.is_empty() || self.conns.is_empty();
             self.poll.wait(&mut events, if busy { 0 } else { 10 })?;
             for &(token, ready) in &events {

@@ -12,6 +12,7 @@ use super::Server;
 use crate::control::{self, Taken};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
+use tracing::{debug, info};
 
 /// Longest line on the control socket.
 const CONTROL_LINE_MAX: usize = 64 << 10;
@@ -63,12 +64,16 @@ impl Server {
                 let message = format!("clients have {} open: disconnect them, or give --force", self.exports(&users));
                 return self.say(token, &json!({"error": {"kind": "busy", "message": message}}));
             }
-            users.into_iter().for_each(|user| self.close(user));
+            users.into_iter().for_each(|user| self.close(user, "what it had open is taken away (--force)"));
         }
         match control::handle(&mut self.pool, request) {
-            Err(e) => self.say(token, &control::error_json(&e)),
+            Err(e) => {
+                debug!(%request, error = %e, "a command failed");
+                self.say(token, &control::error_json(&e));
+            }
             Ok(control::Outcome { answer, job: None }) => self.say(token, &answer),
             Ok(control::Outcome { answer, job: Some(job) }) => {
+                info!(%request, %answer, "the pool was changed");
                 if let Some(conn) = self.conns.get_mut(&token) {
                     conn.waiting += 1;
                 }

@@ -18,6 +18,7 @@ use blockstore::{Error, ErrorKind, Result, VolumeId};
 use serde_json::{json, Value};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use tracing::{error, info, warn};
 
 /// Bytes of a volume's name that go into the name of a temporary one.
 const STEM_MAX: usize = 200;
@@ -41,6 +42,9 @@ impl Server {
             }
             _ => return false,
         };
+        if !matches!(op, Some("nbd")) {
+            info!(op, request = %request, error = outcome.as_ref().err().map(ToString::to_string), "long work begins");
+        }
         if let Err(e) = outcome {
             self.say(token, &control::error_json(&e));
         }
@@ -98,7 +102,7 @@ impl Server {
     pub(super) fn drop_temporary(&mut self, id: VolumeId) {
         // Durable with the next sync; until then recovery may bring it back, under its telling name.
         if let Err(e) = self.pool.delete_volume(id) {
-            eprintln!("cairn: deleting a temporary volume: {e}");
+            warn!(error = %e, "a temporary volume could not be deleted");
         }
     }
 
@@ -140,6 +144,12 @@ impl Server {
     pub(super) fn audited(&mut self, token: u64, outcome: Result<Value>) {
         self.audit = None;
         self.pool.end_audit();
+        let found = |key| outcome.as_ref().ok().and_then(|a| a.get(key)?.as_array()).map_or(0, Vec::len);
+        match (&outcome, found("problems") + found("damaged")) {
+            (Ok(_), 0) => info!("the pool was verified"),
+            (Ok(answer), _) => error!(%answer, "the pool is damaged"),
+            (Err(e), _) => warn!(error = %e, "verifying the pool was not completed"),
+        }
         let answer = outcome.unwrap_or_else(|e| control::error_json(&e));
         self.say(token, &answer);
         self.send(token);

@@ -103,6 +103,7 @@ pub struct Server {
     tls: Option<Tls>,
     spare_pending: bool,
     audit: Option<AuditCall>,
+    poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
     last_activity: Instant,
@@ -169,6 +170,7 @@ impl Server {
             tls: options.tls,
             spare_pending: false,
             audit: None,
+            poison_told: false,
             no_space_seen: (0, Instant::now(), Instant::now()),
             last_activity: Instant::now(),
             segments_seen: (0, Instant::now()),

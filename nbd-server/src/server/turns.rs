@@ -11,6 +11,7 @@ use crate::session::{Next, Session};
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+use tracing::{debug, info, warn};
 
 /// A handshake that takes longer is cut off.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -34,9 +35,9 @@ impl Server {
         }
         match fill(conn) {
             Ok(true) => {}
-            Ok(false) => return self.close(token),
+            Ok(false) => return self.close(token, "it hung up"),
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return self.close(token),
+            Err(_) => return self.close(token, "its socket failed"),
         }
         self.process(token);
         self.send(token);
@@ -87,7 +88,7 @@ impl Server {
         }
         match tls.start(socket, conn.out[conn.sent..].to_vec()) {
             Ok(stream) => self.add(Socket::Unix(stream), Role::Handshake(inside, Instant::now()), Vec::new()),
-            Err(e) => eprintln!("cairn: TLS: {e}"),
+            Err(e) => warn!(error = %e, "a TLS session could not be begun"),
         }
     }
 
@@ -110,6 +111,7 @@ impl Server {
                     if let Socket::Unix(socket) = &conn.socket {
                         poll::set_send_buffer(socket.as_raw_fd(), SEND_BUFFER_BYTES);
                     }
+                    info!(client = token, export = agreed.export.name, "a client has opened an export");
                     conn.role = Role::Session(Session::new(*agreed, view));
                     true
                 }
@@ -158,14 +160,14 @@ impl Server {
                     return self.watch(token, poll::WRITE);
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return self.close(token),
+                Err(_) => return self.close(token, "it does not take its replies"),
             }
         }
         conn.out.clear();
         conn.sent = 0;
         conn.out.shrink_to(OUTPUT_KEPT);
         if conn.closing && conn.waiting == 0 {
-            return self.close(token);
+            return self.close(token, "it ended the session, or broke the protocol");
         }
         let reads = !conn.closing && conn.waiting < WAITS_MAX;
         if conn.more && reads && !conn.yielded {
@@ -195,8 +197,13 @@ impl Server {
         }
     }
 
-    pub(super) fn close(&mut self, token: u64) {
+    pub(super) fn close(&mut self, token: u64, why: &str) {
         if let Some(conn) = self.conns.remove(&token) {
+            match &conn.role {
+                Role::Session(session) => info!(client = token, export = session.export(), why, "a client has gone"),
+                Role::Control => debug!(client = token, why, "a command connection has ended"),
+                Role::Gate(..) | Role::Handshake(..) => debug!(client = token, why, "a stranger has gone"),
+            }
             self.left(token, conn.temporary);
         }
     }
@@ -204,6 +211,6 @@ impl Server {
     pub(super) fn expire(&mut self) {
         let late = |conn: &Conn| matches!(&conn.role, Role::Gate(_, since) | Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
         let late: Vec<u64> = self.conns.iter().filter(|(_, conn)| late(conn)).map(|(token, _)| *token).collect();
-        late.into_iter().for_each(|token| self.close(token));
+        late.into_iter().for_each(|token| self.close(token, "it negotiated for too long"));
     }
 }

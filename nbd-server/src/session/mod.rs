@@ -396,7 +396,7 @@ impl Session {
         };
         metrics.no_space += u64::from(errno == Errno::NoSpace);
         if errno == Errno::Io {
-            eprintln!("cairn: {}: {error}", self.agreed.export.name);
+            tracing::error!(export = self.agreed.export.name, %error, "a request failed");
         }
         errno
     }
