@@ -32,12 +32,17 @@ impl Server {
             false
         });
         if self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor() {
-            match self.pool.begin_anchor(if idle { Cleaning::Idle } else { Cleaning::Busy }) {
+            let cleaning = match (short, idle) {
+                (true, _) => Cleaning::Thorough,
+                (_, true) => Cleaning::Idle,
+                _ => Cleaning::Busy,
+            };
+            match self.pool.begin_anchor(cleaning) {
                 Ok(job) => self.workers.submit(Job::Anchor(Box::new(job))),
                 Err(e) => warn!(error = %e, "an anchor could not be begun"),
             }
         }
-        let spent = self.last_activity.elapsed() > SPARES_KEPT;
+        let spent = short || self.last_activity.elapsed() > SPARES_KEPT;
         let mut next = || self.pool.clean_job().or_else(|| spent.then(|| self.pool.shrink_job(self.spares)).flatten());
         // An audit that waits begins before the next file is cleaned.
         if let Some(job) = (!audit).then(&mut next).flatten() {

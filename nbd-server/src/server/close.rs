@@ -9,6 +9,7 @@
 use super::conn::Conn;
 use super::{Server, TOKEN_WAKE};
 use crate::poll;
+use blockstore::Cleaning;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -33,7 +34,7 @@ impl Server {
             }
             // What is written down need not be replayed by the next opening.
             if self.pool.wants_idle_anchor() {
-                if let Err(e) = self.pool.anchor(false) {
+                if let Err(e) = self.pool.anchor(Cleaning::Busy) {
                     warn!(error = %e, "the last anchor could not be written");
                 }
             }
