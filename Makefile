@@ -2,7 +2,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop build setup
+.PHONY: help demo test interop build setup bench fuzz
 
 help: ## These lines.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,3 +23,11 @@ build: ## The release binary.
 
 setup: ## Installs what demo and tests need and this machine lacks.
 	@scripts/setup test
+
+bench: ## Every figure of docs/PERFORMANCE.md (half an hour; QUICK=1 for a first look).
+	@scripts/setup test
+	@benches/run $(if $(QUICK),--quick)
+
+fuzz: ## MINUTES (default 15) of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
+	@cd fuzz && for target in nbd_handshake nbd_transmission store_format; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$$(( $${MINUTES:-15} * 60 )) || exit 1; done

@@ -309,6 +309,10 @@ fn segment(r: &mut Reader<'_>) -> Result<SegmentEntry> {
         }
         if let Some(nodes) = &mut nodes {
             nodes.copy_from_slice(r.bytes(SEGMENT_SLOTS as usize)?);
+            let live = bits.iter().flat_map(|word| (0..64).map(move |bit| word >> bit & 1 == 1));
+            if nodes.iter().zip(live).any(|(count, live)| (*count > 0) != live) {
+                return Err(Error::corrupt(format!("anchor: segment {}: live pages and node counts differ", id.0)));
+            }
         }
     }
     Ok(SegmentEntry { id, kind, volume, sealed: flags & 2 != 0, used, stored, bits, nodes })

@@ -1,0 +1,1 @@
+"""Parts of the benchmark: measuring, and the page that shows it."""

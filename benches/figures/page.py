@@ -1,0 +1,156 @@
+"""docs/PERFORMANCE.md and its plots, from the results of the benchmarks."""
+
+import statistics
+
+TARGETS = {  # workload: [(peer, what the ratio must reach)]
+    "4 KiB random write, q1": [("nbdkit memory", 0.85)],
+    "4 KiB random write, q32": [("nbdkit memory", 0.85), ("qemu-nbd qcow2", 3.5)],
+    "4 KiB write + flush, q1": [("qemu-nbd raw", 1.5)],
+    "4 KiB random read, q1": [("nbdkit memory", 0.9)],
+    "4 KiB random read, q32": [("nbdkit memory", 0.9)],
+    "1 MiB sequential write, q8": [("qemu-nbd raw", 1.5)],
+    "1 MiB sequential read, q8": [("qemu-nbd raw", 1.5)],
+}
+
+
+def verdict(reached):
+    return "reached" if reached else "**not reached**"
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
+
+
+def ratio(rows, peer):
+    """The median, over the rounds, of ours / the peer's in the same round."""
+    return statistics.median(a / b for a, b in zip(rows["cairn"], rows[peer]))
+
+
+def compared(figures):
+    rows = []
+    for workload, found in figures.items():
+        speeds = [f"{statistics.median(v):,.0f}" for v in found.values()]
+        for peer, target in TARGETS[workload]:
+            reached = ratio(found, peer)
+            rows.append([workload, *speeds, f"/ {peer}", f"{reached:.2f}", f">= {target}", verdict(reached >= target)])
+    servers = list(next(iter(figures.values())))
+    return table(["requests per second", *servers, "ratio", "measured", "target", ""], rows)
+
+
+def bars(figures):
+    """One group of bars per workload, each relative to the fastest of its group."""
+    width, row, left = 720, 16, 210
+    servers = list(next(iter(figures.values())))
+    colours = ["#2a7de1", "#8a8f98", "#c98a2b", "#5a9e6f"]
+    parts, y = [], 10
+    for workload, found in figures.items():
+        medians = {name: statistics.median(v) for name, v in found.items()}
+        top = max(medians.values())
+        parts.append(f'<text x="{left - 10}" y="{y + row * 2 + 4}" text-anchor="end">{workload}</text>')
+        for colour, server in zip(colours, servers):
+            length = max(1, (width - left - 90) * medians[server] / top)
+            parts.append(f'<rect x="{left}" y="{y}" width="{length:.0f}" height="{row - 3}" fill="{colour}"/>')
+            parts.append(f'<text x="{left + length + 5:.0f}" y="{y + 11}">{medians[server]:,.0f}</text>')
+            y += row
+        y += 14
+    for i, (colour, server) in enumerate(zip(colours, servers)):
+        parts.append(f'<rect x="{left + i * 125}" y="{y}" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{left + i * 125 + 15}" y="{y + 9}">{server}</text>')
+    style = "text{font:11px sans-serif;fill:#444}@media(prefers-color-scheme:dark){text{fill:#ccc}}"
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y + 22}" role="img">'
+            f"<title>Requests per second, by workload and server</title><style>{style}</style>{''.join(parts)}</svg>\n")
+
+
+def ms(value):
+    return f"{value:.2f} ms"
+
+
+def mib(value):
+    return f"{value / (1 << 20):.1f} MiB"
+
+
+def costs(figures):
+    rows = []
+    for name, found in figures.items():
+        gib = found["mapped_bytes"] >> 30
+        rows += [[f"{name}, {gib} GiB mapped", "", "", ""]]
+        for what, key, bound in (("checkpoint", "checkpoint", 2), ("restore", "restore", 5), ("fork", "fork", 5),
+                                 ("delete a checkpoint", "delete_checkpoint", 5)):
+            p99 = found[key]["durable"]["p99_ms"]
+            rows.append([f"{what}: durable, p99 (pause of the thread)",
+                         f"{ms(p99)} ({ms(found[key]['pause']['p99_ms'])})", f"<= {bound} ms", verdict(p99 <= bound)])
+        trim, opened = found["trim_2_tib_ms"], found["open_after_kill_ms"]
+        rows.append(["trim of 2 TiB", ms(trim), "<= 10 ms", verdict(trim <= 10)])
+        rows.append(["open with an un-anchored tail", ms(opened), "<= 300 ms", verdict(opened <= 300)])
+        per_tib = found["map_cache_bytes"] * (1 << 40) / found["mapped_bytes"]
+        bound = 128 << 20 if name == "sequential" else 1.4 * (1 << 30)
+        rows.append(["map pages in memory, all loaded, per TiB", mib(per_tib), f"<= {mib(bound)}", verdict(per_tib <= bound)])
+        region = found["bytes_per_region"]
+        rows.append(["map bytes per checkpoint and region touched", f"{region:,.0f}", "<= 2,048", verdict(region <= 2048)])
+        for anchor in found["anchor"]:
+            rows.append([f"pause of the thread by an anchor, {anchor['changed_nodes']:,} nodes changed",
+                         ms(anchor["pause_ms"]), "", ""])
+    return table(["", "measured", "target", ""], rows)
+
+
+def paused(found):
+    rows = [[name, ms(v["p50"]), ms(v["p99"]), ms(v["max"])] for name, v in (
+        ("checkpoint over the control socket", found["checkpoint_ms"]),
+        ("longest gap between two writes around it", found["write_gap_ms"]),
+        ("longest gap in 10 ms without one", found["gap_without_ms"]))]
+    return table(["1 GiB just written", "p50", "p99", "max"], rows)
+
+
+def histories(found):
+    first = found[0]
+    rows = [[f"{row['checkpoints']:,}", ms(row["create_ms"]["p50"]),
+             f"{row['read_iops']:,.0f} ({row['read_iops'] / first['read_iops']:.2f})",
+             f"{row['write_iops']:,.0f} ({row['write_iops'] / first['write_iops']:.2f})"] for row in found]
+    return table(["checkpoints", "one more, p50", "reads per second (/ first row)", "writes per second (/ first row)"], rows)
+
+
+def forked(found):
+    each, opened = found["resident_each_bytes"], found["open_ms"]
+    return table(["", "measured", "target", ""], [
+        [f"resident memory per fork, {found['forks']:,} forks written once", f"{each / 1024:.1f} KiB", "<= 100 KiB",
+         verdict(each <= 100 << 10)],
+        ["opening one and reading a block, p99", ms(opened["p99"]), "<= 5 ms", verdict(opened["p99"] <= 5)],
+        ["forking, p99", ms(found["fork_ms"]["p99"]), "<= 5 ms", verdict(found["fork_ms"]["p99"] <= 5)]])
+
+
+def rested(found):
+    size = found["resident_bytes"]
+    return table(["", "measured", "target", ""], [
+        ["resident memory, one empty volume of 100 GB", mib(size), "<= 20 MiB", verdict(size <= 20 << 20)]])
+
+
+SECTIONS = [  # result, title, text, table
+    ("compare", "Beside peers", "Medians of the rounds; the ratio is the median of the rounds' own ratios. "
+     "nbdkit's memory plugin has no disk at all; qemu-nbd serves files with cache=none from the same disk.\n\n"
+     "![requests per second](plots/compare.svg)", compared),
+    ("pause", "Checkpoints under load", "", paused),
+    ("cost", "What must not grow", "The pool is made synthetically: the store's own structures are real, the "
+     "guest's data is not stored (`benches/src/thin_disk.rs`).", costs),
+    ("history", "Many checkpoints", "", histories),
+    ("forks", "Many forks", "", forked),
+    ("rest", "At rest", "", rested),
+]
+
+
+def write(results, docs):
+    """Writes the page and the plots."""
+    parts = ["# Performance", "Written by `make bench`; every figure is of the run named above its table. Machines "
+             "drift: only ratios within one run compare. `docs/decisions/0007-write-path.md` says what bounds the "
+             "figures that are not reached."]
+    for name, title, text, show in SECTIONS:
+        if name not in results:
+            continue
+        found = results[name]
+        parts.append(f"## {title}")
+        parts.append(f"Commit {found['commit']}, {found['day']}, {found['cores']} cores. {text}".strip())
+        parts.append(show(found["figures"]))
+    if "compare" in results:
+        (docs / "plots").mkdir(exist_ok=True)
+        (docs / "plots" / "compare.svg").write_text(bars(results["compare"]["figures"]))
+    (docs / "PERFORMANCE.md").write_text("\n\n".join(parts) + "\n")
