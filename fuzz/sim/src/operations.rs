@@ -4,9 +4,7 @@ use crate::history::{History, Step, Stop, Structure, Volume};
 use crate::model::{Past, Shown, UNNAMED};
 use blockstore::limits::{ATOMIC_BYTES_MAX, AUTO_CHECKPOINTS_KEPT};
 use blockstore::testing::{ReferenceDisk, Sparse};
-use blockstore::{
-    AnchorJob, CheckpointName, CleanJob, Cleaned, Cleaning, FlushJob, Pool, Result, VolumeId,
-};
+use blockstore::{AnchorJob, CheckpointName, CleanJob, Cleaned, Cleaning, FlushJob, Pool, Result, VolumeId};
 use std::io;
 
 const VOLUMES_MAX: usize = 5;
