@@ -139,3 +139,27 @@ fn a_spare_that_could_not_be_removed_is_removed_later() {
     let files: Vec<_> = disk.names().into_iter().filter(|name| name.starts_with("seg-")).collect();
     assert_eq!(files.len(), pool.known_segments().len());
 }
+
+/// A batch was dropped, because its data had not reached the disk; its header stayed behind the end of
+/// the log. After a restart it was taken for a sign of damage, which ended the search, and the segment
+/// that the log went on in was dropped, with all that had been flushed to it.
+#[test]
+fn a_left_over_header_does_not_hide_the_next_segment() {
+    let (disk, mut pool, id) = new_pool();
+    pool.write(id, 0, &[1; BLOCK]).unwrap();
+    pool.write(id, BLOCK as u64, &[2; BLOCK]).unwrap();
+    drop(pool);
+    let disk = disk.after_kill();
+    let holds = |name: &String| disk.peek(name, 4 * BLOCK, BLOCK) == [2; BLOCK];
+    let log = disk.names().into_iter().find(holds).unwrap();
+    disk.poke(&log, 4 * BLOCK, &[0; BLOCK]);
+    let mut pool = open(&disk);
+    assert_eq!(content(&mut pool, id, 1), [0; BLOCK]);
+    pool.seal_log(id).unwrap();
+    pool.write(id, 2 * BLOCK as u64, &[3; BLOCK]).unwrap();
+    pool.flush(id).unwrap();
+    drop(pool);
+    let mut pool = open(&disk.after_kill());
+    assert_eq!(content(&mut pool, id, 0), [1; BLOCK]);
+    assert_eq!(content(&mut pool, id, 2), [3; BLOCK]);
+}

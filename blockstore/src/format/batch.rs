@@ -42,9 +42,13 @@ impl Identity {
 }
 
 impl Identity {
-    /// Whether `bytes` are this batch's header but for one field: damaged, then, or torn. Left-overs of
-    /// another life of the file differ in more.
+    /// Whether `bytes` are this batch's header but for one field, and do not verify: damaged, then, or
+    /// torn. Left-overs of another life of the file differ in more, those of another opening verify.
     pub fn resembles(&self, bytes: &[u8]) -> bool {
+        let own = bytes.get(CRC_AT..).and_then(|rest| rest.first_chunk()).map(|crc| u32::from_le_bytes(*crc));
+        if own == Some(checksum_without(bytes, CRC_AT)) {
+            return false;
+        }
         let (mut magic_version, mut places) = (Vec::with_capacity(6), Vec::with_capacity(24));
         magic_version.put_u32(MAGIC);
         magic_version.put_u16(VERSION);

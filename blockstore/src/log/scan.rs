@@ -77,13 +77,15 @@ pub fn scan_stream(
         let (file, crcs) = known_checksums(segments, &start, id, next_slot, &mut end.damaged)?;
         scan_segment(&start, id, file, next_slot, crcs, &mut end, batches)?;
     }
-    while end.stopped.is_none() {
+    loop {
         let place = candidates.get(&(start.volume, end.sequence + 1)).map_or(&[][..], Vec::as_slice);
         let Some((id, _)) = place.iter().find(|(_, header)| header.previous_crc == end.previous_crc) else { break };
-        let before = batches.len();
+        // The log goes on there, so that what looked wrong behind its last batch was only left over.
+        let (before, suspicion) = (batches.len(), end.stopped.take());
         end.sequence += 1;
         scan_segment(&start, *id, segments.file(*id)?, FIRST_SLOT, Vec::new(), &mut end, batches)?;
         if batches.len() == before {
+            end.stopped = end.stopped.take().or(suspicion);
             break;
         }
     }
