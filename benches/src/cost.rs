@@ -67,6 +67,12 @@ pub fn measure(folder: &Path) -> Result<Value> {
     let big = pool.volume_id("big")?;
     let mapped = pool.stats().live;
 
+    let before = resident();
+    let begin = Instant::now();
+    pool.volume_usage(big)?;
+    let walk = begin.elapsed().as_secs_f64();
+    let cached = pool.stats().map_cache;
+
     // A tail as long as it gets before an anchor is due, then no goodbye.
     write_some(&mut pool, big, 8_000)?;
     pool.flush(big)?;
@@ -107,12 +113,6 @@ pub fn measure(folder: &Path) -> Result<Value> {
     }
 
     let (regions, bytes) = bytes_per_region(&mut pool, big)?;
-    let before = resident();
-    let begin = Instant::now();
-    pool.volume_usage(big)?;
-    let walk = begin.elapsed().as_secs_f64();
-    let cached = pool.stats().map_cache;
-
     let begin = Instant::now();
     pool.trim(big, 0, VOLUME_BYTES)?;
     let trim = begin.elapsed().as_secs_f64() * 1e3;

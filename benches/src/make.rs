@@ -27,8 +27,8 @@ pub fn make(folder: &Path, gib: u64, scattered: bool) -> Result<Value> {
     let blocks: Vec<&[u8]> = data.chunks_exact(4096).take(256).collect();
     for mib in (0..gib << 10).step_by(if scattered { 1 } else { 2 }) {
         if scattered {
-            // An odd multiplier visits every block once, far from the one before.
-            let place = |i: u64| (mib * 256 + i).wrapping_mul(0x9e37_79b1) % (VOLUME_BYTES / 4096) * 4096;
+            // An odd multiplier visits every block once (of a power of two), far from the one before.
+            let place = |i: u64| (mib * 256 + i).wrapping_mul(0x9e37_79b1) % (gib << 18) * 4096;
             let requests: Vec<(u64, &[u8])> = (0..).map(place).zip(blocks.iter().copied()).collect();
             pool.write_many(volume, &requests)?;
         } else {
