@@ -25,6 +25,9 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Verb {
     /// Run the storage daemon on a pool
+    #[command(
+        after_help = "Examples:\n  cairn serve --pool /var/lib/cairn --nbd unix:/run/cairn.sock\n  cairn serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem\n\nExports are VOL (read-write) and VOL@ID (a checkpoint, read-only). SIGTERM ends it cleanly within seconds."
+    )]
     Serve(ServeArgs),
     /// Create, list, resize, import, export and delete volumes
     #[command(subcommand)]
@@ -33,6 +36,9 @@ pub enum Verb {
     #[command(subcommand)]
     Checkpoint(CheckpointVerb),
     /// Make a volume what it was at a checkpoint (what it is now is kept as auto-N)
+    #[command(
+        after_help = "Examples:\n  cairn restore disk v3\n  cairn restore disk auto-1    undoes the restore that made auto-1\n\nThe newest 5 automatic checkpoints of a volume are kept; v1, v2, … stay until they are deleted."
+    )]
     Restore {
         /// The volume
         volume: String,
@@ -43,18 +49,25 @@ pub enum Verb {
         force: bool,
     },
     /// Make a new volume that starts as another one, or as one of its checkpoints
+    #[command(
+        after_help = "Examples:\n  cairn fork disk try        from what disk is now\n  cairn fork disk@v1 try     from a checkpoint"
+    )]
     Fork {
         /// VOL or VOL@ID
         source: String,
         /// Name of the new volume
         name: String,
     },
-    /// Read every stored block of the pool and verify its checksum
+    /// Read every block that is held and verify its checksum (beside a running daemon, too)
+    #[command(
+        after_help = "Examples:\n  cairn scrub         everything in the pool\n  cairn scrub disk    what disk and its checkpoints hold\n\nExit code 5 when damage was found."
+    )]
     Scrub {
-        /// A volume of the pool
+        /// One volume with its checkpoints; all of the pool without it
         volume: Option<String>,
     },
-    /// Recompute the pool's accounts by walking every root (no daemon may run)
+    /// Recompute the pool's accounts by walking every map (beside a running daemon, too)
+    #[command(after_help = "Exit code 5 when the accounts are wrong.")]
     Check,
     /// Figures of the pool
     Stats {
@@ -107,6 +120,9 @@ pub struct ServeArgs {
 #[derive(Subcommand)]
 pub enum VolumeVerb {
     /// Make an empty volume
+    #[command(
+        after_help = "Example:\n  cairn volume create disk --size 100G\n\nSizes are multiples of 4096 bytes up to 64P; units are binary (K, M, G, T, P). Space is taken as it is written."
+    )]
     Create {
         /// Its name
         name: String,
@@ -140,6 +156,9 @@ pub enum VolumeVerb {
         force: bool,
     },
     /// Make a volume from a raw image file
+    #[command(
+        after_help = "Example:\n  cairn volume import debian.raw disk\n\nHoles and zeros take no space. Until all of it is there the volume is called NAME.importing."
+    )]
     Import {
         /// The file
         file: PathBuf,
@@ -147,6 +166,9 @@ pub enum VolumeVerb {
         name: String,
     },
     /// Write a volume or checkpoint to a raw image file (sparse)
+    #[command(
+        after_help = "Examples:\n  cairn volume export disk@v1 disk.raw\n  cairn volume export disk disk.raw    the state of one moment, even while clients write\n\nUntil all of it is there the file is called FILE.part."
+    )]
     Export {
         /// VOL or VOL@ID
         source: String,
@@ -159,6 +181,9 @@ pub enum VolumeVerb {
 #[derive(Subcommand)]
 pub enum CheckpointVerb {
     /// Name the volume's present state
+    #[command(
+        after_help = "Example:\n  cairn checkpoint create disk --comment 'before the upgrade'\n\nIt costs one log record, whatever the size; clients go on writing."
+    )]
     Create {
         /// The volume
         volume: String,
@@ -192,6 +217,9 @@ pub enum CheckpointVerb {
         force: bool,
     },
     /// Blocks that differ between two states of a volume
+    #[command(
+        after_help = "Examples:\n  cairn checkpoint diff disk v1 v2\n  cairn --json checkpoint diff disk v2 Current"
+    )]
     Diff {
         /// The volume
         volume: String,
@@ -228,6 +256,36 @@ mod tests {
         assert_eq!(parse_size("2TiB"), Some(2 << 40));
         assert_eq!(parse_size("99999999999999999999G"), None);
         assert_eq!(parse_size("1.5G"), None);
+    }
+
+    /// Every command below `command`, with the words that call it.
+    fn walk(command: &clap::Command, words: &str, out: &mut Vec<(String, Vec<String>)>) {
+        let flags = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
+        out.push((words.to_owned(), flags));
+        for sub in command.get_subcommands() {
+            walk(sub, &format!("{words} {}", sub.get_name()), out);
+        }
+    }
+
+    #[test]
+    fn the_manual_knows_every_command_and_flag() {
+        use clap::CommandFactory;
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CLI.md");
+        let manual = std::fs::read_to_string(path).expect("docs/CLI.md");
+        let mut all = Vec::new();
+        walk(&Cli::command(), "cairn", &mut all);
+        assert!(all.len() > 20, "the walk finds the commands");
+        for (words, flags) in all {
+            let is_leaf = !["cairn", "cairn volume", "cairn checkpoint"].contains(&words.as_str());
+            let line = manual.lines().find(|line| line.starts_with(&format!("| `{words}")));
+            assert!(line.is_some() || !is_leaf, "docs/CLI.md has no line for {words}");
+            for flag in flags {
+                assert!(
+                    manual.contains(&format!("`{flag}")) || line.is_some_and(|l| l.contains(&flag)),
+                    "{words} {flag}"
+                );
+            }
+        }
     }
 
     #[test]

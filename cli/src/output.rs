@@ -20,10 +20,38 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
+/// Fields that people look for first.
+const FIRST: [&str; 6] = ["name", "id", "size_bytes", "create_time", "comment", "parent"];
+
+/// Items of a list that are shown.
+const SHOWN_MAX: usize = 100;
+
+fn list(items: &[Value]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    let line = |item: &Value| match (item["offset"].as_u64(), item["length"].as_u64()) {
+        (Some(offset), Some(length)) => format!("\n  {offset:>16} + {}", human(length)),
+        _ => format!("\n  {}", cell("", item)),
+    };
+    let lines: String = items.iter().take(SHOWN_MAX).map(line).collect();
+    match items.len().saturating_sub(SHOWN_MAX) {
+        0 => lines,
+        more => format!("{lines}\n  … and {more} more: use --json"),
+    }
+}
+
 fn cell(key: &str, value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
+        Value::String(text) if text.is_empty() => "-".to_owned(),
+        Value::String(text) if key == "create_time" => {
+            text.split_once('.').map_or(text.clone(), |(seconds, _)| format!("{}Z", seconds.replace('T', " ")))
+        }
         Value::String(text) => text.clone(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        Value::Array(items) => list(items),
+        Value::Object(map) if map.is_empty() => "none".to_owned(),
         Value::Number(n) if key.ends_with("bytes") => n.as_u64().map_or(n.to_string(), human),
         Value::Object(map) => map.iter().map(|(k, v)| format!("{k} {}", cell(key, v))).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
@@ -51,7 +79,9 @@ pub fn print(answer: &Value, json: bool, columns: &[&str]) {
             }
         }
         Value::Object(fields) => {
-            for (key, value) in fields {
+            let first = FIRST.iter().filter_map(|key| fields.get_key_value(*key));
+            let rest = fields.iter().filter(|(key, _)| !FIRST.contains(&key.as_str()));
+            for (key, value) in first.chain(rest) {
                 let _ = writeln!(out, "{:22} {}", key.trim_end_matches("_bytes").replace('_', " "), cell(key, value));
             }
         }

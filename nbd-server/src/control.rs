@@ -69,6 +69,20 @@ fn describe_checkpoint(info: &CheckpointInfo) -> Value {
     })
 }
 
+/// The head in the shape of a checkpoint; it has no time and is durable as far as it was flushed.
+fn describe_head(pool: &Pool, id: VolumeId) -> Result<Value> {
+    let info = pool.volume_info(id)?;
+    Ok(json!({
+        "id": "Current",
+        "create_time": null,
+        "comment": "",
+        "is_auto": false,
+        "durability": "local",
+        "size_bytes": info.size,
+        "parent": info.parent.as_ref().map(|(volume, name)| format!("{volume}@{name}")),
+    }))
+}
+
 fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> {
     let info = pool.volume_info(id)?;
     let mut out = json!({
@@ -188,7 +202,11 @@ pub fn handle(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             Ok(Outcome::now(shown.collect()))
         }
         "checkpoint.get" => {
-            let (id, name) = (volume(pool)?, checkpoint(text(request, "id")?)?);
+            let id = volume(pool)?;
+            if text(request, "id")? == "Current" {
+                return describe_head(pool, id).map(Outcome::now);
+            }
+            let name = checkpoint(text(request, "id")?)?;
             let mut out = describe_checkpoint(&pool.checkpoint_info(id, name)?);
             out["exclusive_bytes"] = json!(pool.checkpoint_exclusive(id, name)?);
             Ok(Outcome::now(out))
@@ -218,6 +236,10 @@ pub fn handle(pool: &mut Pool, request: &Value) -> Result<Outcome> {
                 "unanchored_log_bytes": s.unanchored, "next_lsn": s.next_lsn,
             })))
         }
+        "metrics" => Err(Error::new(
+            ErrorKind::Invalid,
+            "metrics are counted by a daemon, and none runs on this pool: start cairn serve, or use cairn stats",
+        )),
         other => Err(Error::new(ErrorKind::Invalid, format!("{other:?} is not a command of this daemon"))),
     }
 }

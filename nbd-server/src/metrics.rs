@@ -26,28 +26,33 @@ pub struct Metrics {
 
 impl Metrics {
     /// The whole page.
-    pub fn render(&self, pool: &PoolStats, open: usize) -> String {
+    pub fn render(&self, pool: &PoolStats, open: usize, poisoned: bool) -> String {
         let mut out = String::new();
+        out.push_str("# HELP cairn_requests_total NBD requests carried out, by kind.\n");
+        out.push_str("# TYPE cairn_requests_total counter\n");
         for (kind, count) in ["read", "write", "trim", "flush", "other"].iter().zip(self.requests) {
             let _ = writeln!(out, "cairn_requests_total{{kind=\"{kind}\"}} {count}");
         }
-        for (name, value) in [
-            ("cairn_read_bytes_total", self.read_bytes),
-            ("cairn_written_bytes_total", self.written_bytes),
-            ("cairn_errors_total", self.errors),
-            ("cairn_no_space_errors_total", self.no_space),
-            ("cairn_connections_total", self.connections),
-            ("cairn_connections_open", open as u64),
-            ("cairn_anchors_total", self.anchors),
-            ("cairn_cleaned_segments_total", self.cleaned),
-            ("cairn_live_bytes", pool.live),
-            ("cairn_stored_bytes", pool.stored),
-            ("cairn_dead_bytes", pool.dead),
-            ("cairn_segments", pool.segments),
-            ("cairn_map_cache_bytes", pool.map_cache),
-            ("cairn_unanchored_log_bytes", pool.unanchored),
+        for (name, help, value) in [
+            ("cairn_read_bytes_total", "Bytes read by clients.", self.read_bytes),
+            ("cairn_written_bytes_total", "Bytes written by clients.", self.written_bytes),
+            ("cairn_errors_total", "Requests answered with an error.", self.errors),
+            ("cairn_no_space_errors_total", "Requests answered with ENOSPC.", self.no_space),
+            ("cairn_connections_total", "Connections since the start, commands included.", self.connections),
+            ("cairn_anchors_total", "Anchors written.", self.anchors),
+            ("cairn_cleaned_segments_total", "Segment files removed, reused or packed.", self.cleaned),
+            ("cairn_connections_open", "Connections that are open.", open as u64),
+            ("cairn_poisoned", "1 when a failed sync has stopped all changes.", u64::from(poisoned)),
+            ("cairn_live_bytes", "Blocks that some volume or checkpoint holds.", pool.live),
+            ("cairn_stored_bytes", "Bytes that the segment files take.", pool.stored),
+            ("cairn_dead_bytes", "Stored bytes that nobody needs.", pool.dead),
+            ("cairn_segments", "Segment files.", pool.segments),
+            ("cairn_map_cache_bytes", "Map and directory pages in memory.", pool.map_cache),
+            ("cairn_unanchored_log_bytes", "Log bytes that an opening would replay.", pool.unanchored),
+            ("cairn_deleted_states", "Deleted states whose blocks are being given back.", pool.reaping),
         ] {
-            let _ = writeln!(out, "{name} {value}");
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
         }
         out
     }

@@ -50,7 +50,7 @@ impl Server {
 
     fn command(&mut self, token: u64, request: &Value) {
         if request.get("op").and_then(Value::as_str) == Some("metrics") {
-            let page = self.metrics.render(&self.pool.stats(), self.conns.len());
+            let page = self.metrics.render(&self.pool.stats(), self.conns.len(), self.pool.poisoned().is_some());
             return self.say(token, &Value::String(page));
         }
         let taken = match control::takes_away(&self.pool, request) {
