@@ -20,7 +20,7 @@ use crate::pool::{Pool, POOL_STREAM};
 use crate::space::{CompactJob, Segment, Segments};
 use crate::types::{Lsn, RootId, SegmentId, SlotAddr};
 use std::io::{self, IoSlice};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Prefix of anchor file names.
 pub const ANCHOR_PREFIX: &str = "anchor-";
@@ -93,7 +93,8 @@ pub enum Victim {
 pub struct AnchorJob {
     disk: Arc<dyn Disk>,
     files: Vec<Arc<dyn File>>,
-    bytes: Vec<u8>,
+    state: Anchor,
+    encoded: OnceLock<Vec<u8>>,
     sequence: u64,
     upto: Lsn,
     log_bytes: u64,
@@ -179,19 +180,20 @@ pub(crate) fn read_newest(disk: &Arc<dyn Disk>) -> Result<(Anchor, u64)> {
 }
 
 impl AnchorJob {
-    /// The anchor itself.
+    /// The anchor itself, encoded when it is first asked for: with a large pool that takes tens of
+    /// milliseconds, which are not the pool's owner's to wait for.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.encoded.get_or_init(|| self.state.encode())
     }
 
     /// Makes everything durable and installs the anchor; blocks.
     pub fn run(&self) -> io::Result<()> {
         synced(self.files.iter().try_for_each(|file| file.sync()))?;
         synced(self.disk.sync_names())?;
-        match install(&*self.disk, self.sequence, &self.bytes) {
+        match install(&*self.disk, self.sequence, self.bytes()) {
             Err(e) if Error::is_no_space(&e) => {
                 let _ = self.disk.remove(RESERVE_NAME);
-                install(&*self.disk, self.sequence, &self.bytes)
+                install(&*self.disk, self.sequence, self.bytes())
             }
             done => done,
         }
@@ -284,15 +286,15 @@ impl Pool {
             files.extend(stream.flush_job(upto, &self.disk).files);
         }
         let sequence = self.anchors.sequence + 1;
-        let bytes = self.encode_anchor(sequence);
+        let state = self.take_down(sequence);
         let unsettled = self.segments.table.iter().filter(|(_, s)| s.sealed && !s.settled);
         let settled = unsettled.map(|(id, _)| id).collect();
         let victims = self.choose_victims(cleaning);
         self.anchors.running = true;
         let log_bytes = std::mem::take(&mut self.anchors.log_bytes);
         self.anchors.live_blocks = self.segments.table.live_blocks;
-        self.anchors.bytes = bytes.len() as u64;
-        Ok(AnchorJob { disk: self.disk.clone(), files, bytes, sequence, upto, log_bytes, settled, victims })
+        let encoded = OnceLock::new();
+        Ok(AnchorJob { disk: self.disk.clone(), files, state, encoded, sequence, upto, log_bytes, settled, victims })
     }
 
     /// Takes note of an anchor job's outcome.
@@ -311,6 +313,7 @@ impl Pool {
         }
         self.anchors.no_space_at = None;
         self.anchors.sequence = job.sequence;
+        self.anchors.bytes = job.bytes().len() as u64;
         self.streams.values_mut().for_each(|stream| stream.flushed(job.upto));
         self.structure_is_durable(None, job.upto);
         for id in job.settled {
@@ -388,7 +391,7 @@ impl Pool {
         Ok(())
     }
 
-    fn encode_anchor(&self, sequence: u64) -> Vec<u8> {
+    fn take_down(&self, sequence: u64) -> Anchor {
         let volumes = self.volumes.iter().map(|(id, v)| VolumeEntry {
             id: *id,
             name: v.name.clone(),
@@ -441,7 +444,6 @@ impl Pool {
             roots: roots.collect(),
             segments: segments.collect(),
         }
-        .encode()
     }
 
     /// Segments worth cleaning, by what lives in them now: what is dead now is dead in the anchor

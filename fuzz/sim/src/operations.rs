@@ -21,7 +21,7 @@ pub struct Job {
 
 enum Work {
     Flush(FlushJob),
-    Anchor(AnchorJob),
+    Anchor(Box<AnchorJob>),
     Clean(CleanJob),
 }
 
@@ -381,7 +381,7 @@ impl History {
             Ok(job) => {
                 let names: Vec<String> = self.volumes.keys().cloned().collect();
                 let promises = names.iter().flat_map(|name| self.promises(name)).collect();
-                self.jobs.push(Job { work: Work::Anchor(job), outcome: None, promises });
+                self.jobs.push(Job { work: Work::Anchor(Box::new(job)), outcome: None, promises });
                 self.maybe_now()
             }
             Err(e) => self.failed(None, &e),
@@ -438,7 +438,7 @@ impl History {
         let pool = self.pool();
         let done = match (work, outcome) {
             (Work::Flush(job), Some(Outcome::Io(outcome))) => pool.flushed(&job, outcome),
-            (Work::Anchor(job), Some(Outcome::Io(outcome))) => pool.anchored(job, outcome),
+            (Work::Anchor(job), Some(Outcome::Io(outcome))) => pool.anchored(*job, outcome),
             (Work::Clean(job), Some(Outcome::Clean(outcome))) => pool.cleaned(job, outcome),
             _ => Ok(()),
         };
