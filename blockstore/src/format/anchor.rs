@@ -4,12 +4,14 @@
 //! block does not cost the pool.
 
 use super::codec::{checksum_without, seal_checksum, Append, Reader};
-use super::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
+use super::live::{pack, unpack, Form};
+use super::segment::{Bitmap, SegmentKind};
 use super::VERSION;
 use crate::error::{Error, Result};
 use crate::limits::SEGMENT_SLOTS;
 use crate::map::Ref;
 use crate::types::{CheckpointName, Lsn, RootId, SegmentId, VolumeId};
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"CAIRNAN\n";
 const CRC_AT: usize = 12;
@@ -72,8 +74,8 @@ pub struct SegmentEntry {
     pub sealed: bool,
     pub used: u32,
     pub stored: u32,
-    pub bits: Box<Bitmap>,
-    pub nodes: Option<Box<[u8; SEGMENT_SLOTS as usize]>>,
+    pub bits: Arc<Bitmap>,
+    pub nodes: Option<Arc<[u8; SEGMENT_SLOTS as usize]>>,
 }
 
 /// Everything.
@@ -147,7 +149,11 @@ impl Anchor {
         out.put_u32(self.roots.len() as u32);
         self.roots.iter().for_each(|root| put_root(&mut out, root));
         out.put_u32(self.segments.len() as u32);
-        self.segments.iter().for_each(|segment| put_segment(&mut out, segment));
+        let mut before = None;
+        for segment in &self.segments {
+            put_segment(&mut out, segment, before);
+            before = Some(&segment.bits);
+        }
         let body = out.len().saturating_sub(HEADER) as u64;
         if let Some(field) = out.get_mut(LEN_AT..HEADER) {
             field.copy_from_slice(&body.to_le_bytes());
@@ -229,7 +235,9 @@ impl Anchor {
             anchor.roots.push(root(r)?);
         }
         for _ in 0..r.u32()? {
-            anchor.segments.push(segment(r)?);
+            let before = anchor.segments.last().map(|segment| &segment.bits);
+            let segment = segment(r, before)?;
+            anchor.segments.push(segment);
         }
         Ok(anchor)
     }
@@ -280,40 +288,38 @@ fn root(r: &mut Reader<'_>) -> Result<RootEntry> {
     Ok(RootEntry { id, volume, parent: (parent != 0).then_some(RootId(parent)), top, level, size, kind })
 }
 
-/// A segment's bitmap costs a bit per slot, or nothing when no slot lives.
-fn put_segment(out: &mut Vec<u8>, segment: &SegmentEntry) {
+fn put_segment(out: &mut Vec<u8>, segment: &SegmentEntry, before: Option<&Arc<Bitmap>>) {
     out.put_u32(segment.id.0);
-    let empty = segment.bits.iter().all(|w| *w == 0);
+    let (form, bits) = pack(&segment.bits, before);
     let kind = u8::from(segment.kind == SegmentKind::Map);
-    out.put_u8(kind | u8::from(segment.sealed) << 1 | u8::from(empty) << 2);
+    out.put_u8(kind | u8::from(segment.sealed) << 1 | form.flags());
     out.put_u64(segment.volume.0);
     out.put_u16(segment.used as u16);
     out.put_u16(segment.stored as u16);
-    if !empty {
-        segment.bits.iter().for_each(|w| out.put_u64(*w));
-        if let Some(nodes) = &segment.nodes {
-            out.extend_from_slice(&nodes[..]);
-        }
+    out.extend_from_slice(&bits);
+    if let Some(nodes) = segment.nodes.as_ref().filter(|_| form != Form::Empty) {
+        out.extend_from_slice(&nodes[..]);
     }
 }
 
-fn segment(r: &mut Reader<'_>) -> Result<SegmentEntry> {
+fn segment(r: &mut Reader<'_>, before: Option<&Arc<Bitmap>>) -> Result<SegmentEntry> {
     let (id, flags) = (SegmentId(r.u32()?), r.u8()?);
     let (volume, used, stored) = (VolumeId(r.u64()?), u32::from(r.u16()?), u32::from(r.u16()?));
     let kind = if flags & 1 == 0 { SegmentKind::Log } else { SegmentKind::Map };
-    let mut bits = Box::new([0; BITMAP_WORDS]);
-    let mut nodes = (kind == SegmentKind::Map).then(|| Box::new([0; SEGMENT_SLOTS as usize]));
-    if flags & 4 == 0 {
-        for word in bits.iter_mut() {
-            *word = r.u64()?;
-        }
-        if let Some(nodes) = &mut nodes {
+    let form = Form::of(flags)?;
+    let bits = unpack(r, form, before)?;
+    let nodes = match (kind, form) {
+        (SegmentKind::Log, _) => None,
+        (SegmentKind::Map, Form::Empty) => Some([0; SEGMENT_SLOTS as usize]),
+        (SegmentKind::Map, _) => {
+            let mut nodes = [0; SEGMENT_SLOTS as usize];
             nodes.copy_from_slice(r.bytes(SEGMENT_SLOTS as usize)?);
-            let live = bits.iter().flat_map(|word| (0..64).map(move |bit| word >> bit & 1 == 1));
-            if nodes.iter().zip(live).any(|(count, live)| (*count > 0) != live) {
-                return Err(Error::corrupt(format!("anchor: segment {}: live pages and node counts differ", id.0)));
-            }
+            Some(nodes)
         }
+    };
+    let live = || bits.iter().flat_map(|word| (0..64).map(move |bit| word >> bit & 1 == 1));
+    if nodes.as_ref().is_some_and(|nodes| nodes.iter().zip(live()).any(|(count, live)| (*count > 0) != live)) {
+        return Err(Error::corrupt(format!("anchor: segment {}: live pages and node counts differ", id.0)));
     }
-    Ok(SegmentEntry { id, kind, volume, sealed: flags & 2 != 0, used, stored, bits, nodes })
+    Ok(SegmentEntry { id, kind, volume, sealed: flags & 2 != 0, used, stored, bits, nodes: nodes.map(Arc::new) })
 }

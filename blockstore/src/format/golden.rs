@@ -12,6 +12,7 @@ use crate::limits;
 use crate::map::Ref;
 use crate::types::{CheckpointName, Lsn, RootId, SegmentId, SlotAddr, VolumeId};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const DOCUMENT: &str = include_str!("../../../docs/FORMAT.md");
 const POOL: [u8; 16] = *b"0123456789abcdef";
@@ -65,9 +66,9 @@ fn header(layout: Layout) -> SegmentHeader {
 }
 
 fn packed() -> SegmentHeader {
-    let mut bits = Box::new([0; 128]);
+    let mut bits = [0; 128];
     (bits[0], bits[127]) = (0b110, 1 << 54);
-    header(Layout::Packed(bits))
+    header(Layout::Packed(Arc::new(bits)))
 }
 
 fn records() -> Vec<(&'static str, Record)> {
@@ -127,11 +128,12 @@ fn anchor() -> Anchor {
         kind,
     };
     let segment = |id, kind, sealed, live| {
-        let mut bits = Box::new([0; 128]);
+        let mut bits = [0; 128];
         bits[0] = live;
-        let mut nodes = (kind == SegmentKind::Map).then(|| Box::new([0; 8192]));
+        let bits = Arc::new(bits);
+        let mut nodes = (kind == SegmentKind::Map).then_some([0; 8192]);
         nodes.iter_mut().filter(|_| live != 0).for_each(|nodes| nodes[1] = 2);
-        SegmentEntry { id: SegmentId(id), kind, volume: VolumeId(1), sealed, used: 8183, stored: 12, bits, nodes }
+        SegmentEntry { id: SegmentId(id), kind, volume: VolumeId(1), sealed, used: 8183, stored: 12, bits, nodes: nodes.map(Arc::new) }
     };
     Anchor {
         pool: POOL,
@@ -164,6 +166,8 @@ fn anchor() -> Anchor {
             segment(1, SegmentKind::Log, true, 0),
             segment(2, SegmentKind::Map, false, 0b10),
             segment(4, SegmentKind::Log, true, 0b110),
+            segment(5, SegmentKind::Log, true, 0b110),
+            segment(6, SegmentKind::Log, false, 0x5555_5555_5555_5554),
         ],
     }
 }

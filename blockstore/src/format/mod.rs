@@ -8,6 +8,7 @@ pub mod batch;
 pub mod codec;
 #[cfg(test)]
 mod golden;
+pub mod live;
 pub mod page;
 pub mod record;
 pub mod segment;

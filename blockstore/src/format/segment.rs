@@ -10,6 +10,7 @@ use super::VERSION;
 use crate::error::{Error, Result};
 use crate::limits::{BLOCK, CRCS_PER_PAGE, DIRECTORY_PAGES, END_SLOT, SEGMENT_SLOTS, SLOT_BITS};
 use crate::types::{SegmentId, VolumeId};
+use std::sync::Arc;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CSEG");
 const DIRECTORY_MAGIC: u32 = u32::from_le_bytes(*b"CDIR");
@@ -44,7 +45,7 @@ pub enum Layout {
     /// Slot `n` at block `n`.
     Full,
     /// Only the slots whose bit is set.
-    Packed(Box<Bitmap>),
+    Packed(Arc<Bitmap>),
 }
 
 /// Slot 0 of a segment.
@@ -119,12 +120,12 @@ impl SegmentHeader {
         let layout = if packed == 0 {
             Layout::Full
         } else {
-            let mut map = Box::new([0; BITMAP_WORDS]);
+            let mut map = [0; BITMAP_WORDS];
             let mut r = Reader::new(bytes.get(BITMAP_AT..).unwrap_or_default(), "segment bitmap");
             for word in map.iter_mut() {
                 *word = r.u64()?;
             }
-            Layout::Packed(map)
+            Layout::Packed(Arc::new(map))
         };
         Ok(Some(Self { pool, segment, kind, volume, sequence, previous_crc, layout }))
     }

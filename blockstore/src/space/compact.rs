@@ -19,7 +19,7 @@ pub struct CompactJob {
     /// The segment.
     pub id: SegmentId,
     /// Slots to keep: all that live (more may have died since).
-    pub keep: Box<Bitmap>,
+    pub keep: Arc<Bitmap>,
     /// The pool's folder.
     pub disk: Arc<dyn Disk>,
 }

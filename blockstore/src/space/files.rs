@@ -111,7 +111,7 @@ impl Segments {
         let packed = match SegmentHeader::decode(&block)? {
             Some(h) if h.segment == id && h.pool == self.pool => match h.layout {
                 Layout::Full => None,
-                Layout::Packed(bitmap) => Some(Arc::from(bitmap)),
+                Layout::Packed(bitmap) => Some(bitmap),
             },
             _ => return Err(Error::corrupt(format!("{} does not hold segment {}", segment_name(id), id.0))),
         };

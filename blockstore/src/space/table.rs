@@ -5,12 +5,14 @@
 //!     recomputes this by walking every root;
 //!   * a map slot's node count is the number of its nodes that some root reaches; its bit is set
 //!     exactly while the count is not zero;
-//!   * addresses are never reused, so a dead slot stays dead.
+//!   * addresses are never reused, so a dead slot stays dead;
+//!   * an anchor being written shares the bitmaps as they were: changing one copies it first.
 
 use crate::format::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
 use crate::limits::{DEAD_BLOCKS_ALLOWED, SEGMENT_SLOTS};
 use crate::types::{SegmentId, SlotAddr, VolumeId};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// One segment's account.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +30,9 @@ pub struct Segment {
     /// Live slots.
     pub live: u32,
     /// Which.
-    pub bits: Box<Bitmap>,
+    pub bits: Arc<Bitmap>,
     /// Map segments: live nodes per slot.
-    pub nodes: Option<Box<[u8; SEGMENT_SLOTS as usize]>>,
+    pub nodes: Option<Arc<[u8; SEGMENT_SLOTS as usize]>>,
     /// Slots the file holds: `used`, or fewer once packed.
     pub stored: u32,
     /// Live slots when an anchor last looked: a segment that still loses blocks is not packed yet.
@@ -40,8 +42,8 @@ pub struct Segment {
 impl Segment {
     /// An empty segment.
     pub fn new(kind: SegmentKind, volume: VolumeId) -> Self {
-        let nodes = (kind == SegmentKind::Map).then(|| Box::new([0; SEGMENT_SLOTS as usize]));
-        let bits = Box::new([0; BITMAP_WORDS]);
+        let nodes = (kind == SegmentKind::Map).then(|| Arc::new([0; SEGMENT_SLOTS as usize]));
+        let bits = Arc::new([0; BITMAP_WORDS]);
         Self { kind, volume, sealed: false, settled: false, used: 0, live: 0, bits, nodes, stored: 0, live_before: 0 }
     }
 
@@ -51,7 +53,7 @@ impl Segment {
     }
 
     fn set(&mut self, slot: u32, live: bool) -> bool {
-        let (word, bit) = (&mut self.bits[slot as usize / 64], 1u64 << (slot % 64));
+        let (word, bit) = (&mut Arc::make_mut(&mut self.bits)[slot as usize / 64], 1u64 << (slot % 64));
         let before = *word & bit != 0;
         if before != live {
             *word ^= bit;
@@ -136,7 +138,7 @@ impl SegmentTable {
         let segment = self.segments.get_mut(&addr.segment()).expect("the sink has just written this segment");
         segment.set(addr.slot(), nodes > 0);
         if let Some(counts) = &mut segment.nodes {
-            counts[addr.slot() as usize] = nodes as u8;
+            Arc::make_mut(counts)[addr.slot() as usize] = nodes as u8;
         }
     }
 
@@ -146,7 +148,7 @@ impl SegmentTable {
             self.double_releases += 1;
             return;
         };
-        let count = segment.nodes.as_mut().map(|counts| &mut counts[addr.slot() as usize]);
+        let count = segment.nodes.as_mut().map(|counts| &mut Arc::make_mut(counts)[addr.slot() as usize]);
         match count {
             Some(count) if *count > 0 => {
                 *count -= 1;
