@@ -114,21 +114,28 @@ def cost(args):
 
 
 def history(args):
-    """Cost of a checkpoint, of reads and of writes, behind 1, 100 and 10,000 checkpoints."""
+    """Cost of a checkpoint, of reads and of writes, behind 1, 100 and 10,000 checkpoints.
+
+    A second volume without checkpoints gets the same requests in turns: what differs is the history.
+    """
     rows, taken = [], 0
     with daemon() as server:
-        server.cairn("volume", "create", "vol", "--size", "4G")
-        control, uri, seconds = Control(server), server.uri("vol"), 1 if args.quick else 3
-        fio(uri, "write", "1m", 8, 0)
+        for name in ("vol", "plain"):
+            server.cairn("volume", "create", name, "--size", "4G")
+            fio(server.uri(name), "write", "1m", 8, 0)
+        control, seconds = Control(server), 1 if args.quick else 3
         for count in (1, 100) if args.quick else (1, 100, 10_000):
             while taken < count:
                 control.ask("checkpoint.create", volume="vol")
                 taken += 1
-            write = statistics.median(fio(uri, "randwrite", "4k", 1, seconds) for _ in range(3))
-            read = statistics.median(fio(uri, "randread", "4k", 1, seconds) for _ in range(3))
+            row = {"checkpoints": count}
+            for rw in ("write", "read"):
+                for name in ("vol", "plain") * (2 if args.quick else 5):
+                    speed = fio(server.uri(name), f"rand{rw}", "4k", 1, seconds)
+                    row.setdefault(f"{rw}_iops", {}).setdefault(name, []).append(speed)
             cost_ms = [control.ask("checkpoint.create", volume="vol")[1] for _ in range(50)]
             taken += 50
-            rows.append({"checkpoints": count, "create_ms": spread(cost_ms), "read_iops": read, "write_iops": write})
+            rows.append({**row, "create_ms": spread(cost_ms)})
     return rows
 
 
@@ -165,3 +172,14 @@ def rest(_):
         server.cairn("volume", "create", "vol", "--size", "100G")
         time.sleep(2)
         return {"resident_bytes": resident(server)}
+
+
+def hostile(_):
+    """An honest client's answers while others misbehave; its rows, as the benchmark prints them."""
+    command = ("cargo", "bench", "--locked", "--quiet", "-p", "nbd-server", "--bench", "hostile_p99")
+    _, out, _ = run(*command, timeout=1800, cwd=ROOT)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    return [
+        {"attack": name, "p50_us": int(p50), "p99_us": int(p99), "max_us": int(most), "to_alone": float(ratio)}
+        for name, p50, p99, most, ratio in rows[2:]
+    ]

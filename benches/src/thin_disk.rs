@@ -30,6 +30,10 @@ impl Disk for ThinDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.0.rename(from, to)
     }
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.link(from, to)
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.remove(name)
     }

@@ -6,8 +6,9 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::limits::RECYCLED_MAX;
+use crate::log::Stream;
 use crate::pool::Pool;
-use crate::space::{compact, segment_name};
+use crate::space::{compact, segment_name, CompactJob};
 use crate::types::{SegmentId, VolumeId};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -30,8 +31,8 @@ pub enum Cleaned {
     /// It serves again under a new number: its space is allocated and was written before, and its
     /// stale batches name the old number, so no scan takes them up.
     Recycled(SegmentId, Arc<dyn crate::disk::File>),
-    /// It keeps this many slots.
-    Packed(u32),
+    /// It keeps this many slots; what was its file serves again.
+    Packed(u32, Option<(SegmentId, Arc<dyn crate::disk::File>)>),
 }
 
 impl CleanJob {
@@ -39,7 +40,10 @@ impl CleanJob {
     pub fn run(&self) -> Result<Cleaned> {
         match &self.victim {
             Victim::Remove(id) => self.remove(*id),
-            Victim::Pack(job) => compact(job).map(Cleaned::Packed),
+            Victim::Pack(job) => {
+                let kept = compact(job, self.recycle)?;
+                Ok(Cleaned::Packed(kept, self.recycle.and_then(|id| self.spare(id))))
+            }
         }
     }
 
@@ -48,17 +52,20 @@ impl CleanJob {
             let name = segment_name(new);
             if self.disk.rename(&segment_name(id), &name).is_ok() {
                 self.disk.sync_names().map_err(|e| Error::sync("reusing a dead segment", &e))?;
-                if let Ok(file) = self.disk.open(&name) {
-                    return Ok(Cleaned::Recycled(new, file));
-                }
-                let _ = self.disk.remove(&name);
-                return Ok(Cleaned::Removed);
+                return Ok(self.spare(new).map_or(Cleaned::Removed, |(new, file)| Cleaned::Recycled(new, file)));
             }
         }
         match self.disk.remove(&segment_name(id)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("removing a dead segment", e)),
             _ => Ok(Cleaned::Removed),
         }
+    }
+
+    /// The file that now has the name of segment `id`; one that cannot be opened is no loss.
+    fn spare(&self, id: SegmentId) -> Option<(SegmentId, Arc<dyn crate::disk::File>)> {
+        let name = segment_name(id);
+        let opened = self.disk.open(&name);
+        Some((id, opened.inspect_err(|_| drop(self.disk.remove(&name))).ok()?))
     }
 
     fn id(&self) -> SegmentId {
@@ -103,7 +110,8 @@ impl Pool {
         self.anchors.cleaning = true;
         // A packed file is short: as a spare it would have to grow again.
         let whole = |id| self.segments.table.get(id).is_some_and(|s| s.stored == s.used);
-        let wanted = matches!(victim, Victim::Remove(id) if whole(id)) && self.segments.spares.len() < RECYCLED_MAX;
+        let (Victim::Remove(id) | Victim::Pack(CompactJob { id, .. })) = &victim;
+        let wanted = whole(*id) && self.segments.spares.len() < RECYCLED_MAX;
         let recycle = if wanted { self.segments.reserve_id().ok() } else { None };
         Some(CleanJob { victim, disk: self.disk.clone(), recycle })
     }
@@ -141,7 +149,10 @@ impl Pool {
                 self.segments.table.remove(id);
                 self.add_spare(new, file);
             }
-            Cleaned::Packed(kept) => {
+            Cleaned::Packed(kept, spare) => {
+                if let Some((new, file)) = spare {
+                    self.add_spare(new, file);
+                }
                 if let Some(segment) = self.segments.table.get_mut(id) {
                     segment.stored = kept + crate::limits::DIRECTORY_PAGES + 1;
                 }
@@ -170,6 +181,11 @@ impl Pool {
             return Ok(None);
         }
         self.segments.reserve_id().map(Some)
+    }
+
+    /// Whether clients wait for flushes of little each: they would notice a segment that is not prepared.
+    pub fn expects_flushes(&self) -> bool {
+        self.streams.values().any(Stream::expects_flush)
     }
 
     /// Hands over a prepared segment.

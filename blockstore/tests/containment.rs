@@ -187,8 +187,9 @@ fn an_anchor_that_mixes_up_logs_is_refused() {
         let half = bytes.len() / 2;
         let mut copy = bytes[..half].to_vec();
         // A segment's entry: number, flags, owner.
-        let entry = [&segment.to_le_bytes()[..], &[0], &a.0.to_le_bytes()].concat();
-        let place = copy.windows(entry.len()).position(|window| window == entry).unwrap() + 5;
+        let (number, owner) = (segment.to_le_bytes(), a.0.to_le_bytes());
+        let entry = |window: &[u8]| window[..4] == number && window[5..] == owner;
+        let place = copy.windows(4 + 1 + 8).position(entry).unwrap() + 5;
         copy[place..place + 8].copy_from_slice(&b.0.to_le_bytes());
         copy[12..16].fill(0);
         let crc = crc32fast::hash(&copy);

@@ -25,6 +25,8 @@ pub trait Disk: Send + Sync {
     fn list(&self, prefix: &str) -> io::Result<Vec<String>>;
     /// Gives a file a new name, replacing what had it.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Gives a file a second name, which must be free; not every file system can.
+    fn link(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a name.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.

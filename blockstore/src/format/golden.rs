@@ -133,7 +133,16 @@ fn anchor() -> Anchor {
         let bits = Arc::new(bits);
         let mut nodes = (kind == SegmentKind::Map).then_some([0; 8192]);
         nodes.iter_mut().filter(|_| live != 0).for_each(|nodes| nodes[1] = 2);
-        SegmentEntry { id: SegmentId(id), kind, volume: VolumeId(1), sealed, used: 8183, stored: 12, bits, nodes: nodes.map(Arc::new) }
+        SegmentEntry {
+            id: SegmentId(id),
+            kind,
+            volume: VolumeId(1),
+            sealed,
+            used: 8183,
+            stored: 12,
+            bits,
+            nodes: nodes.map(Arc::new),
+        }
     };
     Anchor {
         pool: POOL,

@@ -90,7 +90,9 @@ pub fn unpack(r: &mut Reader<'_>, form: Form, before: Option<&Arc<Bitmap>>) -> R
     match form {
         Form::Empty => {}
         Form::Same => {
-            return before.cloned().ok_or_else(|| Error::corrupt("anchor: the first bitmap cannot be as the one before"))
+            return before
+                .cloned()
+                .ok_or_else(|| Error::corrupt("anchor: the first bitmap cannot be as the one before"))
         }
         Form::Bits => {
             for word in &mut bitmap {

@@ -268,14 +268,18 @@ impl Stream {
         }
     }
 
+    /// Whether a flush is likely to follow the next few writes.
+    pub fn expects_flush(&self) -> bool {
+        self.small_flushes >= SMALL_FLUSHES_HABIT && self.since_flush <= SMALL_FLUSH_BYTES
+    }
+
     /// Log bytes worth starting write-back for: when there are enough, or when a flush is likely to
     /// follow at once, so that the disk works while the client prepares it.
     pub fn take_writeback(&mut self) -> Option<WriteBack> {
         let open = self.open.as_ref()?;
         let end = u64::from(open.next_slot) * BLOCK_U64;
         let (offset, len) = (self.writeback_from, end.saturating_sub(self.writeback_from));
-        let expected = self.small_flushes >= SMALL_FLUSHES_HABIT && self.since_flush <= SMALL_FLUSH_BYTES;
-        let urgent = expected && len > 0 && len < WRITEBACK_BYTES;
+        let urgent = self.expects_flush() && len > 0 && len < WRITEBACK_BYTES;
         if len < WRITEBACK_BYTES && !urgent {
             return None;
         }

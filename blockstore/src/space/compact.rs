@@ -25,17 +25,24 @@ pub struct CompactJob {
 }
 
 /// Packs one segment; returns the number of slots kept. Until the rename nothing has changed, and a
-/// failure leaves no file behind.
-pub fn compact(job: &CompactJob) -> Result<u32> {
+/// failure leaves no file behind. What was the segment's file then has only the name of segment
+/// `spare`, if one is asked for and the disk can.
+pub fn compact(job: &CompactJob, spare: Option<SegmentId>) -> Result<u32> {
     let name = segment_name(job.id);
     let temporary = format!("tmp-{name}");
     let _ = job.disk.remove(&temporary);
     let wrap = |e| Error::io(format!("packing segment {}", job.id.0), e);
     let packed = write_packed(job, &name, &temporary).and_then(|kept| {
+        if let Some(spare) = spare {
+            let _ = job.disk.link(&name, &segment_name(spare));
+        }
         job.disk.rename(&temporary, &name).map_err(wrap)?;
         Ok(kept)
     });
-    let kept = packed.inspect_err(|_| drop(job.disk.remove(&temporary)))?;
+    let kept = packed.inspect_err(|_| {
+        let _ = job.disk.remove(&temporary);
+        spare.map(|spare| job.disk.remove(&segment_name(spare)));
+    })?;
     job.disk.sync_names().map_err(|e| Error::sync("packing a segment", &e))?;
     Ok(kept)
 }

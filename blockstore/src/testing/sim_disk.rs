@@ -296,6 +296,19 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = locked(&self.0);
+        state.step()?;
+        let file = state.names.get(from).cloned().ok_or_else(|| missing(from))?;
+        match state.names.entry(to.to_owned()) {
+            Entry::Occupied(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Entry::Vacant(entry) => {
+                entry.insert(file);
+                Ok(())
+            }
+        }
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = locked(&self.0);
         state.step()?;

@@ -6,8 +6,8 @@ use blockstore::Cleaning;
 use std::time::{Duration, Instant};
 use tracing::{debug, error, warn};
 
-/// Segments are prepared by writing zeros only when a log has not needed a new one for this long:
-/// a fast writer would pay twice for the disk's bandwidth.
+/// Segments are prepared by writing zeros when a log has not needed a new one for this long, or when its
+/// writers flush all the time: any other fast writer would pay twice for the disk's bandwidth.
 const SPARE_QUIET: Duration = Duration::from_millis(200);
 /// How long after a client was told that the disk is full space is looked for, and how often.
 const SHORT_TIME: Duration = Duration::from_secs(10);
@@ -52,8 +52,8 @@ impl Server {
         if segments != self.segments_seen.0 {
             self.segments_seen = (segments, Instant::now());
         }
-        let quiet = self.segments_seen.1.elapsed() > SPARE_QUIET;
-        if quiet && !self.spare_pending && self.metrics.written_bytes > 0 {
+        let wanted = self.segments_seen.1.elapsed() > SPARE_QUIET || self.pool.expects_flushes();
+        if wanted && !self.spare_pending && self.metrics.written_bytes > 0 {
             if let Ok(Some(id)) = self.pool.spares_wanted(self.spares) {
                 self.spare_pending = true;
                 self.workers.submit(Job::Spare(id, self.disk.clone()));
