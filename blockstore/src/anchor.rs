@@ -307,7 +307,7 @@ impl Pool {
                 self.anchors.log_bytes += job.log_bytes;
                 self.anchors.no_space_at = Some(self.anchors.log_bytes);
             } else {
-                self.poisoned.get_or_insert_with(|| error.to_string());
+                self.poison(error.to_string());
             }
             return Err(error);
         }

@@ -134,7 +134,7 @@ impl Pool {
             Ok(cleaned) => cleaned,
             Err(e) => {
                 if e.kind() == ErrorKind::Closed {
-                    self.poisoned.get_or_insert_with(|| e.to_string());
+                    self.poison(e.to_string());
                 } else if self.segments.table.get(id).is_none() {
                     // No anchor will choose a spare: it stays a victim until it is gone.
                     self.anchors.victims.insert(0, job.victim);

@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 /// Name of the superblock file.
 pub const SUPERBLOCK_NAME: &str = "cairn.pool";
+/// Note that a sync failed, for the next opening: an empty file.
+pub const SYNC_FAILED_NAME: &str = "sync-failed";
 /// The pool's own stream, which holds creations and deletions of volumes.
 pub const POOL_STREAM: VolumeId = VolumeId(0);
 
@@ -176,7 +178,7 @@ impl Pool {
             Ok(addr) => addr,
             Err(e) => {
                 if e.kind() == ErrorKind::Io {
-                    self.poisoned = Some(e.to_string());
+                    self.poison(e.to_string());
                 }
                 return Err(e);
             }
@@ -192,7 +194,7 @@ impl Pool {
             let count = record.data_blocks();
             if let Err(e) = self.apply(volume, lsn, &record, addr) {
                 // The log holds what the maps do not: only a replay can mend that.
-                self.poisoned = Some(e.to_string());
+                self.poison(e.to_string());
                 return Err(e);
             }
             addr = crate::types::SlotAddr(addr.0 + count);
@@ -236,7 +238,7 @@ impl Pool {
                 Ok(())
             }
             Err(e) => {
-                self.poisoned.get_or_insert_with(|| format!("a sync failed: {e}"));
+                self.poison(format!("a sync failed: {e}"));
                 Err(Error::io("syncing the log", e))
             }
         }
@@ -257,6 +259,15 @@ impl Pool {
     /// Log ranges whose write-back is worth starting now, so that a later flush waits for little.
     pub fn take_writeback(&mut self, volume: VolumeId) -> Option<WriteBack> {
         self.streams.get_mut(&volume)?.take_writeback()
+    }
+
+    /// Accepts no more changes, for the reason `why`, and leaves a note for the next opening: the kernel
+    /// may call clean what the medium does not have.
+    pub(crate) fn poison(&mut self, why: String) {
+        self.poisoned.get_or_insert(why);
+        // Where not even this works there is nothing left to do; a note that power loss takes, along with
+        // the kernel's memory, is not missed.
+        let _ = self.disk.create(SYNC_FAILED_NAME);
     }
 
     /// Why nothing is accepted any more, if so.

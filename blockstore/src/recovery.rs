@@ -5,7 +5,9 @@
 //!     verify; everything synced verifies;
 //!   * every opening has its own epoch, written into each batch, so that a batch that was dropped
 //!     once can never be taken up by a later scan;
-//!   * the first act of a recovered pool is an anchor: recovery itself can be interrupted anywhere.
+//!   * the first act of a recovered pool is an anchor: recovery itself can be interrupted anywhere;
+//!   * what is read after a failed sync is written again, so that the anchor's sync covers it: the note
+//!     of the failure goes only when that anchor is durable.
 
 use crate::anchor::Cleaning;
 use crate::anchor::{old_anchors, read_newest, AnchorState};
@@ -18,7 +20,7 @@ use crate::limits::BLOCK;
 use crate::log::{scan_stream, Candidates, Stream, StreamEnd, TailStart};
 use crate::maintain::RESERVE_NAME;
 use crate::map::{Map, MapRoot, Ref};
-use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
+use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM, SYNC_FAILED_NAME};
 use crate::space::{segment_name, Segment, Segments};
 use crate::types::{Clock, Lsn, SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -58,7 +60,8 @@ impl Pool {
         }
         let mut report = RecoveryReport::default();
         let (candidates, strangers) = find_candidates(&disk, &anchor, &mut report)?;
-        let starts = tail_starts(&anchor, &candidates);
+        let notes = disk.list(SYNC_FAILED_NAME).map_err(|e| Error::io("looking for a note of a failed sync", e))?;
+        let starts = tail_starts(&anchor, &candidates, !notes.is_empty());
         let mut pool = Self::from_anchor(disk, clock, options, anchor, anchor_bytes)?;
         let mut batches = Vec::new();
         let mut ends = Vec::new();
@@ -78,7 +81,8 @@ impl Pool {
             pool.adopt_stream(volume, end)?;
         }
         pool.anchor(Cleaning::Busy)?;
-        pool.remove_all(old_anchors(&pool.disk, pool.anchors.sequence)?)?;
+        let over = old_anchors(&pool.disk, pool.anchors.sequence)?.into_iter().chain(notes);
+        pool.remove_all(over.collect())?;
         pool.keep_reserve();
         Ok((pool, report))
     }
@@ -281,17 +285,17 @@ fn find_candidates(
 }
 
 /// Where each stream's tail begins: as the anchor says, or at its first segment.
-fn tail_starts(anchor: &Anchor, candidates: &Candidates) -> Vec<TailStart> {
+fn tail_starts(anchor: &Anchor, candidates: &Candidates, rewrite: bool) -> Vec<TailStart> {
     let mut starts: BTreeMap<VolumeId, TailStart> = BTreeMap::new();
     let epoch = anchor.epoch;
     for s in &anchor.streams {
         let (volume, sequence, previous_crc) = (s.volume, s.sequence, s.previous_crc);
-        let start = TailStart { volume, sequence, open: s.open, previous_crc, epoch };
+        let start = TailStart { volume, sequence, open: s.open, previous_crc, epoch, rewrite };
         starts.insert(s.volume, start);
     }
     for (volume, sequence) in candidates.keys() {
         if *sequence == 1 {
-            let start = TailStart { volume: *volume, sequence: 0, open: None, previous_crc: 0, epoch };
+            let start = TailStart { volume: *volume, sequence: 0, open: None, previous_crc: 0, epoch, rewrite };
             starts.entry(*volume).or_insert(start);
         }
     }

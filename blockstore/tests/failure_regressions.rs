@@ -163,3 +163,46 @@ fn a_left_over_header_does_not_hide_the_next_segment() {
     assert_eq!(content(&mut pool, id, 0), [1; BLOCK]);
     assert_eq!(content(&mut pool, id, 2), [3; BLOCK]);
 }
+
+/// The kernel calls pages clean whose write-back failed. An opening took them from its cache and wrote
+/// an anchor over them; a sync wrote nothing, said that all was well, and power loss took them.
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_written_again() {
+    for segments in [1, 2] {
+        let (disk, mut pool, id) = new_pool();
+        pool.flush(id).unwrap();
+        pool.write(id, 0, &[1; BLOCK]).unwrap();
+        if segments == 2 {
+            pool.seal_log(id).unwrap();
+            pool.write(id, BLOCK as u64, &[2; BLOCK]).unwrap();
+        }
+        disk.inject(disk.calls() + 1, Fault::FailedSync);
+        assert_eq!(pool.flush(id).unwrap_err().kind(), ErrorKind::Io);
+        assert!(pool.poisoned().is_some());
+        drop(pool);
+        let disk = disk.after_kill();
+        let mut pool = open(&disk);
+        assert_eq!(content(&mut pool, id, 0), [1; BLOCK]);
+        pool.flush(id).unwrap();
+        drop(pool);
+        let disk = disk.after_power_loss(&mut || false);
+        let mut pool = open(&disk);
+        assert_eq!(content(&mut pool, id, 0), [1; BLOCK]);
+        assert_eq!(content(&mut pool, id, 1), [if segments == 2 { 2 } else { 0 }; BLOCK]);
+        assert_eq!(disk.handle().list("sync-failed").unwrap(), Vec::<String>::new());
+    }
+}
+
+/// An anchor's sync failed while a flush of the same file ran: the flush found nothing left to write, and
+/// promised what was lost.
+#[test]
+fn the_other_sync_of_a_file_fails_too() {
+    let (disk, mut pool, id) = new_pool();
+    pool.write(id, 0, &[1; BLOCK]).unwrap();
+    let (anchor, flush) = (pool.begin_anchor(Cleaning::Busy).unwrap(), pool.flush_job(id).unwrap());
+    disk.inject(disk.calls() + 1, Fault::FailedSync);
+    let (anchored, flushed) = (anchor.run(), flush.run());
+    assert!(anchored.is_err() && flushed.is_err());
+    assert!(pool.flushed(&flush, flushed).is_err());
+    assert!(pool.anchored(anchor, anchored).is_err());
+}

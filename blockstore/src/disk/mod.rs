@@ -12,7 +12,6 @@ mod os;
 pub use os::OsDisk;
 
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
 /// A folder of files.
@@ -46,7 +45,8 @@ pub trait File: Send + Sync {
     }
     /// Writes all of `bufs` one after another at `offset`.
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
-    /// Makes all written bytes durable.
+    /// Makes all written bytes durable. After a failure every later sync of this file fails, also one that
+    /// runs at the same time: the system tells only one of them.
     fn sync(&self) -> io::Result<()>;
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
@@ -56,8 +56,4 @@ pub trait File: Send + Sync {
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Bytes the file occupies.
     fn allocated(&self) -> io::Result<u64>;
-    /// The descriptor, where there is one, for asynchronous callers.
-    fn raw_fd(&self) -> Option<RawFd> {
-        None
-    }
 }

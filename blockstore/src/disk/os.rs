@@ -8,10 +8,10 @@
 use super::{Disk, File};
 use std::fs;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Files of a pool folder.
 pub struct OsDisk {
@@ -36,11 +36,11 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 impl Disk for OsDisk {
     fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.path(name))?;
-        Ok(Arc::new(OsFile(file)))
+        Ok(Arc::new(OsFile::new(file)))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(OsFile(fs::OpenOptions::new().read(true).write(true).open(self.path(name))?)))
+        Ok(Arc::new(OsFile::new(fs::OpenOptions::new().read(true).write(true).open(self.path(name))?)))
     }
 
     fn list(&self, prefix: &str) -> io::Result<Vec<String>> {
@@ -72,11 +72,21 @@ impl Disk for OsDisk {
     }
 }
 
-struct OsFile(fs::File);
+struct OsFile {
+    file: fs::File,
+    /// Whether a sync has failed; held while one runs.
+    sync_failed: Mutex<bool>,
+}
+
+impl OsFile {
+    fn new(file: fs::File) -> Self {
+        Self { file, sync_failed: Mutex::new(false) }
+    }
+}
 
 impl File for OsFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(buf, offset)
+        self.file.read_exact_at(buf, offset)
     }
 
     /// Straight into the spare room of `out`, which need not be filled with zeros first.
@@ -88,7 +98,7 @@ impl File for OsFile {
             let room = &mut out.spare_capacity_mut()[done..len];
             let at = (offset + done as u64) as libc::off_t;
             // SAFETY: `room` is writable memory of this length, and the kernel only writes to it.
-            let read = unsafe { libc::pread(self.0.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at) };
+            let read = unsafe { libc::pread(self.file.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), at) };
             match usize::try_from(read) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => done += n,
@@ -110,13 +120,13 @@ impl File for OsFile {
             // SAFETY: `chunk` is a live array of iovec-compatible `IoSlice`s (guaranteed ABI
             // compatible by std), its length fits c_int, and the kernel only reads from them.
             let wrote = unsafe {
-                libc::pwritev(self.0.as_raw_fd(), chunk.as_ptr().cast(), chunk.len() as i32, offset as libc::off_t)
+                libc::pwritev(self.file.as_raw_fd(), chunk.as_ptr().cast(), chunk.len() as i32, offset as libc::off_t)
             };
             if wrote < 0 {
                 return Err(io::Error::last_os_error());
             }
             if wrote as usize != total {
-                write_rest(&self.0, chunk, wrote as usize, offset)?;
+                write_rest(&self.file, chunk, wrote as usize, offset)?;
             }
             offset += total as u64;
         }
@@ -124,17 +134,21 @@ impl File for OsFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        let mut failed = self.sync_failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if *failed {
+            return Err(io::Error::other("an earlier sync of the file failed"));
+        }
+        self.file.sync_data().inspect_err(|_| *failed = true)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
         // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
         let done = unsafe {
-            libc::sync_file_range(self.0.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE)
+            libc::sync_file_range(self.file.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE)
         };
         if done < 0 {
             return Err(io::Error::last_os_error());
@@ -144,7 +158,7 @@ impl File for OsFile {
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
-        let done = unsafe { libc::fallocate(self.0.as_raw_fd(), 0, 0, len as libc::off_t) };
+        let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, 0, len as libc::off_t) };
         if done < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -152,11 +166,7 @@ impl File for OsFile {
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.blocks() * 512)
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 }
 

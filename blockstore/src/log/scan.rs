@@ -12,7 +12,7 @@ use crate::limits::{BATCH_BLOCKS_MAX, BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
 use crate::space::Segments;
 use crate::types::{SegmentId, SlotAddr, VolumeId};
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 /// Where an anchor says a stream ended.
@@ -28,6 +28,9 @@ pub struct TailStart {
     pub previous_crc: u32,
     /// The opening that wrote the anchor: everything since was written by it, too.
     pub epoch: u64,
+    /// The kernel's memory may hold what the medium does not, and call it clean: what verifies is written
+    /// again.
+    pub rewrite: bool,
 }
 
 /// A batch that verified, data included.
@@ -139,6 +142,9 @@ fn scan_segment(
             end.stopped = Some(format!("the batch at {addr} was not completely written"));
             break;
         }
+        if start.rewrite {
+            write_again(&*file, slot, &block, &data).map_err(|e| Error::io(format!("writing {addr} again"), e))?;
+        }
         crcs.resize(slot as usize + 1, 0);
         crcs.extend_from_slice(&batch.crcs);
         slot += 1 + batch.crcs.len() as u32;
@@ -147,6 +153,16 @@ fn scan_segment(
     }
     end.segments.push((id, file, slot, crcs));
     Ok(())
+}
+
+/// Writes a batch at `slot` over itself, and with the first one the segment's header.
+fn write_again(file: &dyn File, slot: u32, header: &[u8], data: &[u8]) -> io::Result<()> {
+    if slot == FIRST_SLOT {
+        let mut first = [0; BLOCK];
+        file.read_at(&mut first, 0)?;
+        file.write_at(&[IoSlice::new(&first)], 0)?;
+    }
+    file.write_at(&[IoSlice::new(header), IoSlice::new(data)], u64::from(slot) * BLOCK_U64)
 }
 
 /// Looks for batches of this opening behind the place `gap`, where none verifies: as far as one batch

@@ -16,7 +16,7 @@ impl Pool {
         }
         if let Err(e) = stream.seal(&mut self.segments, self.map.cache(), lsn) {
             if e.kind() == crate::ErrorKind::Io {
-                self.poisoned = Some(e.to_string());
+                self.poison(e.to_string());
             }
             return Err(e);
         }

@@ -3,13 +3,15 @@
 //! Fault model: bytes written and not yet synced may be lost or kept sector by sector (512 bytes),
 //! in any combination, and of a sector written several times since the last sync any version may have
 //! reached the medium; names created, renamed or removed since the last `sync_names` may be lost or
-//! kept one by one. Synced bytes and names are never lost. One injected failure hits the Nth call
+//! kept one by one. Synced bytes and names are never lost; after a failed sync, bytes can be readable and
+//! never become durable. One injected failure hits the Nth call
 //! that could fail on a real disk.
 
 use super::sparse::Sparse;
 use crate::disk::{Disk, File};
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 const SECTOR: usize = 512;
@@ -25,6 +27,10 @@ pub enum Fault {
     PowerLoss,
     /// A write says that it succeeded and changes nothing. Other calls are as always.
     LostWrite,
+    /// The first sync from this call on fails and forgets: what it was to write can still be read, the
+    /// medium does not have it, and no later sync writes it unless it is written again. Other calls are
+    /// as always.
+    FailedSync,
 }
 
 type FileRef = Arc<Mutex<Content>>;
@@ -106,6 +112,7 @@ impl State {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         match self.fault {
+            Some((_, Fault::FailedSync)) => Ok(()),
             Some((at, Fault::LostWrite)) if at == self.calls => Ok(()),
             Some((at, fault)) if at == self.calls => {
                 if fault == Fault::PowerLoss {
@@ -127,6 +134,15 @@ impl State {
             self.fault = None;
         }
         lost
+    }
+
+    /// Whether the call just counted is a sync to fail.
+    fn take_failed_sync(&mut self) -> bool {
+        let failed = matches!(self.fault, Some((at, Fault::FailedSync)) if at <= self.calls);
+        if failed {
+            self.fault = None;
+        }
+        failed
     }
 }
 
@@ -272,14 +288,14 @@ impl Disk for SimDisk {
         }
         let content = FileRef::default();
         state.names.insert(name.to_owned(), content.clone());
-        Ok(Arc::new(SimFile { content, state: self.0.clone() }))
+        Ok(Arc::new(SimFile { content, state: self.0.clone(), sync_failed: AtomicBool::new(false) }))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
         let mut state = locked(&self.0);
         state.step()?;
         let content = state.names.get(name).cloned().ok_or_else(|| missing(name))?;
-        Ok(Arc::new(SimFile { content, state: self.0.clone() }))
+        Ok(Arc::new(SimFile { content, state: self.0.clone(), sync_failed: AtomicBool::new(false) }))
     }
 
     fn list(&self, prefix: &str) -> io::Result<Vec<String>> {
@@ -326,6 +342,7 @@ impl Disk for SimDisk {
 struct SimFile {
     content: FileRef,
     state: Arc<Mutex<State>>,
+    sync_failed: AtomicBool,
 }
 
 impl File for SimFile {
@@ -352,11 +369,17 @@ impl File for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let lying = {
+        let (lying, failed) = {
             let mut state = locked(&self.state);
             state.step()?;
-            state.lying
+            (state.lying, state.take_failed_sync())
         };
+        if failed {
+            locked(&self.content).dirty.clear();
+        }
+        if self.sync_failed.fetch_or(failed, Ordering::Relaxed) || failed {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         if !lying {
             locked(&self.content).sync();
         }

@@ -162,6 +162,7 @@ impl History {
             Some(Fault::PowerLoss),
             Some(Fault::Io),
             Some(Fault::NoSpace),
+            Some(Fault::FailedSync),
         ]);
         self.arm(fault, operations as usize * 4);
         self.faulty = false;
@@ -177,7 +178,7 @@ impl History {
             if fault.is_some_and(|fault| fault != Fault::PowerLoss) && self.disk.fault_fired() {
                 self.report.faults += 1;
                 self.faulty = true;
-                let next = *self.rng.pick(&[Fault::Io, Fault::NoSpace, Fault::NoSpace]);
+                let next = *self.rng.pick(&[Fault::Io, Fault::NoSpace, Fault::NoSpace, Fault::FailedSync]);
                 self.arm(Some(next), 400);
             }
         }
@@ -244,8 +245,8 @@ impl History {
     /// Opens the pool, in spite of crashes meanwhile.
     fn open(&mut self, power_lost: &mut bool) -> Result<(), String> {
         loop {
-            let fault =
-                *self.rng.pick(&[None, None, None, Some(Fault::PowerLoss), Some(Fault::Io), Some(Fault::NoSpace)]);
+            let faults = [Fault::PowerLoss, Fault::Io, Fault::NoSpace, Fault::FailedSync];
+            let fault = if self.rng.below(2) == 0 { None } else { Some(*self.rng.pick(&faults)) };
             self.arm(fault, 80);
             let begin = Instant::now();
             let opened = Pool::open(self.disk.handle(), Arc::new(SimClock::default()), self.options);
