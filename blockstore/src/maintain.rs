@@ -161,6 +161,11 @@ impl Pool {
         Ok(())
     }
 
+    /// Whether dead space has gathered that should be given back although clients are busy.
+    pub fn is_crowded(&self) -> bool {
+        self.segments.table.crowded()
+    }
+
     /// All background work there is, here and now.
     pub fn maintain(&mut self) -> Result<()> {
         while self.reap(1 << 10)? {}

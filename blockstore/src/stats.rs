@@ -70,11 +70,6 @@ impl Pool {
         stats
     }
 
-    /// Segment numbers used so far: grows when a log begins a new segment or a spare is prepared.
-    pub fn segments_used(&self) -> u64 {
-        u64::from(self.segments.next_id) - self.segments.spares.len() as u64
-    }
-
     /// Space of a volume's head. The first call after a restart walks its map; later ones only what
     /// has changed.
     pub fn volume_usage(&mut self, id: VolumeId) -> Result<VolumeUsage> {

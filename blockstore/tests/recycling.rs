@@ -2,7 +2,7 @@
 //! them is still there.
 
 use blockstore::testing::{Fault, SimClock, SimDisk};
-use blockstore::{Cleaning, Pool, PoolOptions, Result, VolumeId};
+use blockstore::{prepare_segment, Cleaning, Pool, PoolOptions, Result, VolumeId};
 use std::sync::Arc;
 
 const BLOCK: usize = 4096;
@@ -116,4 +116,18 @@ fn cleaning_may_fail_or_be_stopped_at_any_call() {
             }
         }
     }
+}
+
+/// A thousand forks that are written once took 32 GiB, and a prepared segment each.
+#[test]
+fn a_log_begins_without_a_prepared_segment() {
+    let (disk, mut pool, id) = with_dead_space();
+    let fork = pool.fork(id, None, "fork").and_then(|(fork, job)| pool.finish(job).map(|()| fork)).unwrap();
+    let spare = pool.spares_wanted(1).unwrap().expect("there is none yet");
+    pool.add_spare(spare, prepare_segment(&disk.handle(), spare).unwrap());
+    let before = segment_files(&disk);
+    pool.write(fork, 0, &[5; BLOCK]).unwrap();
+    assert_eq!(segment_files(&disk), before + 1, "the fork's log took the prepared segment");
+    begin_segment(&mut pool, id, 100, 3).unwrap();
+    assert_eq!(segment_files(&disk), before + 1, "a log that lasts did not take it");
 }

@@ -1,6 +1,7 @@
 //! Worker threads for what blocks. Syncs have a thread of their own, so that no flush waits behind
-//! cleaning.
+//! cleaning; what can wait has one that takes only the computing that clients leave.
 
+use crate::poll;
 use blockstore::disk::{Disk, File};
 use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId, WriteBack};
 use serde_json::Value;
@@ -15,12 +16,21 @@ pub enum Job {
     Flush(FlushJob),
     /// Install an anchor.
     Anchor(Box<AnchorJob>),
-    /// Remove or pack a segment file.
-    Clean(CleanJob),
+    /// Remove or pack a segment file; at once, or when there is time.
+    Clean(CleanJob, Urgency),
     /// Start write-back of a range.
     WriteBack(WriteBack),
-    /// Prepare a segment.
-    Spare(SegmentId, Arc<dyn Disk>),
+    /// Prepare a segment; at once, or when there is time.
+    Spare(SegmentId, Arc<dyn Disk>, Urgency),
+}
+
+/// Whether clients need what a job brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Soon: space or prepared segments run short.
+    Now,
+    /// Not yet: it may take only what they leave of the processors.
+    Whenever,
 }
 
 /// Work that is done, with its outcome.
@@ -43,6 +53,7 @@ pub enum Done {
 pub struct Workers {
     sync: Sender<Job>,
     background: Sender<Job>,
+    patient: Sender<Job>,
     write_back: Sender<Job>,
     report: Sender<Done>,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -55,10 +66,13 @@ impl Workers {
     pub fn start(wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let (report, done) = channel();
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
-        let start = |name: &str| -> io::Result<Sender<Job>> {
+        let start = |name: &str, nice: bool| -> io::Result<Sender<Job>> {
             let (send, receive) = channel::<Job>();
             let (report, wake) = (report.clone(), wake.clone());
             thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(move || {
+                if nice {
+                    poll::yield_to_others();
+                }
                 for job in receive {
                     if let Some(done) = run(job) {
                         if report.send(done).is_err() {
@@ -71,9 +85,10 @@ impl Workers {
             Ok(send)
         };
         Ok(Self {
-            sync: start("cairn-sync")?,
-            background: start("cairn-clean")?,
-            write_back: start("cairn-writeback")?,
+            sync: start("cairn-sync", false)?,
+            background: start("cairn-clean", false)?,
+            patient: start("cairn-patient", true)?,
+            write_back: start("cairn-writeback", false)?,
             report: report.clone(),
             wake: wake.clone(),
             done,
@@ -96,6 +111,7 @@ impl Workers {
         let to = match job {
             Job::Flush(_) => &self.sync,
             Job::WriteBack(..) => &self.write_back,
+            Job::Clean(_, Urgency::Whenever) | Job::Spare(_, _, Urgency::Whenever) => &self.patient,
             _ => &self.background,
         };
         // The threads end only with the process.
@@ -113,7 +129,7 @@ fn run(job: Job) -> Option<Done> {
             let outcome = job.run();
             Some(Done::Anchor(job, outcome))
         }
-        Job::Clean(job) => {
+        Job::Clean(job, _) => {
             let outcome = job.run();
             Some(Done::Clean(job, outcome))
         }
@@ -121,6 +137,6 @@ fn run(job: Job) -> Option<Done> {
             range.start();
             None
         }
-        Job::Spare(id, disk) => Some(Done::Spare(id, prepare_segment(&disk, id))),
+        Job::Spare(id, disk, _) => Some(Done::Spare(id, prepare_segment(&disk, id))),
     }
 }

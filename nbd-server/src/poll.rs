@@ -1,4 +1,5 @@
-//! The few system calls of the event loop: epoll, an event to wake it, signals as a descriptor.
+//! The few system calls of the event loop and its threads: epoll, an event to wake it, signals as a
+//! descriptor, priorities.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -163,4 +164,10 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+/// Gives this thread the lowest share of the processors (nice 19); one that may not stays as it is.
+pub fn yield_to_others() {
+    // SAFETY: a plain system call; 0 is the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }

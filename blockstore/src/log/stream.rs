@@ -197,7 +197,9 @@ impl Stream {
     }
 
     fn open_segment(&mut self, segments: &mut Segments, lsn: Lsn) -> Result<()> {
-        let (id, file, names_changed) = segments.take()?;
+        // A spare has all its space already. Thousands of forks that are written once are not worth that.
+        let lasting = self.sequence > 0 || self.expects_flush();
+        let (id, file, names_changed) = if lasting { segments.take() } else { segments.make() }?;
         segments.table.insert(id, Segment::new(SegmentKind::Log, self.volume));
         segments.open_crcs.insert(id, Vec::new());
         if names_changed {

@@ -14,6 +14,9 @@ use crate::types::SegmentId;
 use std::io::IoSlice;
 use std::sync::Arc;
 
+/// Slots read at a time (1 MiB).
+const PIECE_SLOTS: usize = 256;
+
 /// What to pack. Owns everything it needs, so that it can run on another thread.
 pub struct CompactJob {
     /// The segment.
@@ -69,43 +72,35 @@ fn write_packed(job: &CompactJob, name: &str, temporary: &str) -> Result<u32> {
     Ok(kept)
 }
 
+/// Copies the slots in `keep` behind one another, in pieces of the old file: one read and one write each,
+/// however scattered the slots lie.
 fn copy_slots(layout: &Layout, keep: &Bitmap, old: &dyn File, new: &dyn File) -> std::io::Result<u32> {
-    let mut stored = [0u64; BITMAP_WORDS];
-    match layout {
-        Layout::Full => stored.fill(u64::MAX),
-        Layout::Packed(bitmap) => stored.copy_from_slice(&bitmap[..]),
-    }
-    let base = if matches!(layout, Layout::Full) { 0 } else { PACKED_DATA_OFFSET };
-    let (mut from, mut kept) = (base, 0u32);
-    let mut run: Option<(u64, Vec<u8>)> = None;
-    let mut to = PACKED_DATA_OFFSET;
-    let flush = |run: &mut Option<(u64, Vec<u8>)>, to: &mut u64| -> std::io::Result<()> {
-        if let Some((at, mut buf)) = run.take() {
-            old.read_at(&mut buf, at)?;
-            new.write_at(&[IoSlice::new(&buf)], *to)?;
-            *to += buf.len() as u64;
-        }
-        Ok(())
+    let (stored, mut from) = match layout {
+        Layout::Full => ([u64::MAX; BITMAP_WORDS], 0),
+        Layout::Packed(bitmap) => (**bitmap, PACKED_DATA_OFFSET),
     };
-    for slot in 0..BITMAP_WORDS * 64 {
-        let bit = |map: &Bitmap| map[slot / 64] >> (slot % 64) & 1 == 1;
-        if !bit(&stored) {
-            continue;
-        }
-        if bit(keep) {
-            kept += 1;
-            match &mut run {
-                Some((at, buf)) if *at + buf.len() as u64 == from && buf.len() < 1 << 20 => {
-                    buf.resize(buf.len() + BLOCK, 0);
-                }
-                _ => {
-                    flush(&mut run, &mut to)?;
-                    run = Some((from, vec![0; BLOCK]));
+    let bit = |map: &Bitmap, slot: &usize| map[slot / 64] >> (slot % 64) & 1 == 1;
+    let slots: Vec<usize> = (0..BITMAP_WORDS * 64).filter(|slot| bit(&stored, slot)).collect();
+    let mut to = PACKED_DATA_OFFSET;
+    let mut piece = vec![0; PIECE_SLOTS * BLOCK];
+    for group in slots.chunks(PIECE_SLOTS) {
+        let wanted = |slot: &usize| bit(keep, slot);
+        if let (Some(first), Some(last)) = (group.iter().position(wanted), group.iter().rposition(wanted)) {
+            let (piece, at) = (&mut piece[..(last + 1 - first) * BLOCK], from + (first * BLOCK) as u64);
+            let group = &group[first..=last];
+            if old.read_at(piece, at).is_err() {
+                // What is dead may be unreadable: that is no reason to keep it.
+                let blocks = piece.chunks_exact_mut(BLOCK).zip(group).zip((at..).step_by(BLOCK));
+                for ((block, _), at) in blocks.filter(|((_, slot), _)| wanted(slot)) {
+                    old.read_at(block, at)?;
                 }
             }
+            let blocks = piece.chunks_exact(BLOCK).zip(group).filter(|(_, slot)| wanted(slot));
+            let live: Vec<IoSlice<'_>> = blocks.map(|(block, _)| IoSlice::new(block)).collect();
+            new.write_at(&live, to)?;
+            to += (live.len() * BLOCK) as u64;
         }
-        from += BLOCK_U64;
+        from += (group.len() * BLOCK) as u64;
     }
-    flush(&mut run, &mut to)?;
-    Ok(kept)
+    Ok(((to - PACKED_DATA_OFFSET) / BLOCK_U64) as u32)
 }

@@ -66,10 +66,13 @@ impl Segments {
 
     /// A file for a new segment: a spare, or one made now (then names must be synced: `true`).
     pub fn take(&mut self) -> Result<(SegmentId, Arc<dyn File>, bool)> {
-        if let Some((id, file)) = self.spares.pop() {
-            self.remember(id, file.clone(), None);
-            return Ok((id, file, false));
-        }
+        let Some((id, file)) = self.spares.pop() else { return self.make() };
+        self.remember(id, file.clone(), None);
+        Ok((id, file, false))
+    }
+
+    /// As [`Segments::take`], but always one made now, which takes space only as it grows.
+    pub fn make(&mut self) -> Result<(SegmentId, Arc<dyn File>, bool)> {
         let id = self.reserve_id()?;
         let file = self.disk.create(&segment_name(id)).map_err(|e| Error::io("creating a segment", e))?;
         self.remember(id, file.clone(), None);

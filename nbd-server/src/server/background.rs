@@ -1,13 +1,13 @@
 //! Background work, a bounded piece at a time: reaping, anchors, cleaning, spare segments.
 
 use super::Server;
-use crate::jobs::{Done, Job};
+use crate::jobs::{Done, Job, Urgency};
 use blockstore::Cleaning;
 use std::time::{Duration, Instant};
 use tracing::{debug, error, warn};
 
-/// Segments are prepared by writing zeros when a log has not needed a new one for this long, or when its
-/// writers flush all the time: any other fast writer would pay twice for the disk's bandwidth.
+/// Segments are prepared by writing zeros when nobody has written for this long, or when writers flush all
+/// the time: any other writer would pay twice for the disk's bandwidth, for syncs it does not ask for.
 const SPARE_QUIET: Duration = Duration::from_millis(200);
 /// How long after a client was told that the disk is full space is looked for, and how often.
 const SHORT_TIME: Duration = Duration::from_secs(10);
@@ -46,17 +46,19 @@ impl Server {
         let mut next = || self.pool.clean_job().or_else(|| spent.then(|| self.pool.shrink_job(self.spares)).flatten());
         // An audit that waits begins before the next file is cleaned.
         if let Some(job) = (!audit).then(&mut next).flatten() {
-            self.workers.submit(Job::Clean(job));
+            let urgency = if short || self.pool.is_crowded() { Urgency::Now } else { Urgency::Whenever };
+            self.workers.submit(Job::Clean(job, urgency));
         }
-        let segments = self.pool.segments_used();
-        if segments != self.segments_seen.0 {
-            self.segments_seen = (segments, Instant::now());
+        if self.metrics.written_bytes != self.written_seen.0 {
+            self.written_seen = (self.metrics.written_bytes, Instant::now());
         }
-        let wanted = self.segments_seen.1.elapsed() > SPARE_QUIET || self.pool.expects_flushes();
+        let flushes = self.pool.expects_flushes();
+        let wanted = flushes || self.written_seen.1.elapsed() > SPARE_QUIET;
         if wanted && !self.spare_pending && self.metrics.written_bytes > 0 {
             if let Ok(Some(id)) = self.pool.spares_wanted(self.spares) {
                 self.spare_pending = true;
-                self.workers.submit(Job::Spare(id, self.disk.clone()));
+                let urgency = if flushes { Urgency::Now } else { Urgency::Whenever };
+                self.workers.submit(Job::Spare(id, self.disk.clone(), urgency));
             }
         }
         more

@@ -107,8 +107,8 @@ pub struct Server {
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
     last_activity: Instant,
-    /// Log segments begun, and when that last changed.
-    segments_seen: (u64, Instant),
+    /// Bytes that clients have written, and when that last changed.
+    written_seen: (u64, Instant),
 }
 
 impl Server {
@@ -173,7 +173,7 @@ impl Server {
             poison_told: false,
             no_space_seen: (0, Instant::now(), Instant::now()),
             last_activity: Instant::now(),
-            segments_seen: (0, Instant::now()),
+            written_seen: (0, Instant::now()),
         })
     }
 
