@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
 use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
-use crate::log::Stream;
+use crate::log::{note_failed_sync, Stream};
 use crate::maintain::RESERVE_NAME;
 use crate::map::{Map, PageSink, Ref, WriteOut};
 use crate::pool::{Pool, POOL_STREAM};
@@ -188,8 +188,8 @@ impl AnchorJob {
 
     /// Makes everything durable and installs the anchor; blocks.
     pub fn run(&self) -> io::Result<()> {
-        synced(self.files.iter().try_for_each(|file| file.sync()))?;
-        synced(self.disk.sync_names())?;
+        let log = self.files.iter().try_for_each(|file| file.sync()).and_then(|()| self.disk.sync_names());
+        synced(log.inspect_err(|_| note_failed_sync(&*self.disk)))?;
         match install(&*self.disk, self.sequence, self.bytes()) {
             Err(e) if Error::is_no_space(&e) => {
                 let _ = self.disk.remove(RESERVE_NAME);

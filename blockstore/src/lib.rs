@@ -17,6 +17,7 @@
 
 mod anchor;
 mod apply;
+mod arrival;
 mod audit;
 mod check;
 mod checkpoint;
@@ -42,7 +43,7 @@ pub use anchor::{AnchorJob, Cleaning};
 pub use audit::{Audit, AuditJob};
 pub use check::{CheckReport, ScrubReport, Ticker};
 pub use error::{Error, ErrorKind, Result};
-pub use log::{FlushJob, WriteBack};
+pub use log::{Ahead, FlushJob, WriteBack};
 pub use maintain::{prepare_segment, CleanJob, Cleaned};
 pub use ops::{CheckpointInfo, VolumeInfo};
 pub use pool::{Pool, PoolOptions};

@@ -36,6 +36,9 @@ pub const ATOMIC_BYTES_MAX: u64 = 1 << 20;
 /// Runs of zero and data blocks in one request beyond which zero blocks are stored as data.
 pub const ZERO_RUNS_MAX: usize = 32;
 
+/// Shortest request whose data is put into the log while the rest is still arriving: for shorter ones that
+/// costs more than it saves.
+pub const AHEAD_BYTES_MIN: u64 = 256 << 10;
 /// Unwritten log bytes after which write-back is started, so that a flush never waits for much.
 pub const WRITEBACK_BYTES: u64 = 1 << 20;
 /// A flush that covers no more log bytes than this is a small one.

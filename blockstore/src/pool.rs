@@ -15,7 +15,7 @@ use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::superblock::Superblock;
 use crate::limits::BLOCK;
-use crate::log::{FlushJob, Stream, WriteBack};
+use crate::log::{note_failed_sync, FlushJob, Payload, Stream, WriteBack};
 use crate::map::Map;
 use crate::space::Segments;
 use crate::types::{CheckpointName, Clock, Lsn, RootId, SegmentId, VolumeId};
@@ -25,8 +25,6 @@ use std::sync::Arc;
 
 /// Name of the superblock file.
 pub const SUPERBLOCK_NAME: &str = "cairn.pool";
-/// Note that a sync failed, for the next opening: an empty file.
-pub const SYNC_FAILED_NAME: &str = "sync-failed";
 /// The pool's own stream, which holds creations and deletions of volumes.
 pub const POOL_STREAM: VolumeId = VolumeId(0);
 
@@ -157,7 +155,7 @@ impl Pool {
 
     /// Appends records without data and applies them.
     pub(crate) fn log(&mut self, volume: VolumeId, records: Vec<crate::format::record::Record>) -> Result<()> {
-        self.append(volume, records, &[], Vec::new())
+        self.append(volume, records, Payload::default())
     }
 
     /// Appends one batch to the log of `volume`, then applies it.
@@ -165,15 +163,14 @@ impl Pool {
         &mut self,
         volume: VolumeId,
         records: Vec<crate::format::record::Record>,
-        data: &[IoSlice<'_>],
-        crcs: Vec<u32>,
+        payload: Payload<'_>,
     ) -> Result<()> {
         self.writable()?;
-        let blocks = crcs.len() as u64;
+        let blocks = payload.crcs.len() as u64;
         let structural = records.iter().any(crate::format::record::Record::is_structural);
         let (epoch, lsn) = (self.epoch, self.next_lsn);
         let stream = self.streams.entry(volume).or_insert_with(|| Stream::new(volume));
-        let appended = stream.append(&mut self.segments, self.map.cache(), epoch, lsn, records.clone(), data, crcs);
+        let appended = stream.append(&mut self.segments, self.map.cache(), epoch, lsn, records.clone(), payload);
         let mut addr = match appended {
             Ok(addr) => addr,
             Err(e) => {
@@ -218,7 +215,7 @@ impl Pool {
         let mut files: Vec<_> = self.structural.iter().flat_map(|s| s.files.iter().cloned()).collect();
         files.extend(own.files);
         files.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        Ok(FlushJob { files, names: Some(disk), ..own })
+        Ok(FlushJob { files, names: true, ..own })
     }
 
     /// Creations, deletions and forks before `upto` are durable: those in the log of `volume`, or all.
@@ -237,11 +234,28 @@ impl Pool {
                 self.structure_is_durable(Some(job.volume), job.upto);
                 Ok(())
             }
-            Err(e) => {
-                self.poison(format!("a sync failed: {e}"));
-                Err(Error::io("syncing the log", e))
-            }
+            Err(e) => Err(self.sync_failed(&e)),
         }
+    }
+
+    /// What of the log of `volume` can be synced already, so that a flush waits for less: run it on any thread
+    /// and report it to [`Pool::settled`].
+    pub fn settle_job(&mut self, volume: VolumeId) -> Option<FlushJob> {
+        let (upto, disk) = (self.next_lsn, self.disk.clone());
+        self.poisoned.is_none().then(|| self.streams.get_mut(&volume)?.settle_job(upto, &disk)).flatten()
+    }
+
+    /// Takes note of a settling job's outcome; a failed one is a failed sync.
+    pub fn settled(&mut self, job: &FlushJob, outcome: io::Result<()>) -> Result<()> {
+        if let Some(stream) = self.streams.get_mut(&job.volume) {
+            stream.settled(job, outcome.is_ok());
+        }
+        outcome.map_err(|e| self.sync_failed(&e))
+    }
+
+    fn sync_failed(&mut self, e: &io::Error) -> Error {
+        self.poison(format!("a sync failed: {e}"));
+        Error::io("syncing the log", io::Error::new(e.kind(), e.to_string()))
     }
 
     /// Runs a job here and now.
@@ -261,13 +275,10 @@ impl Pool {
         self.streams.get_mut(&volume)?.take_writeback()
     }
 
-    /// Accepts no more changes, for the reason `why`, and leaves a note for the next opening: the kernel
-    /// may call clean what the medium does not have.
+    /// Accepts no more changes, for the reason `why`, and leaves a note for the next opening.
     pub(crate) fn poison(&mut self, why: String) {
         self.poisoned.get_or_insert(why);
-        // Where not even this works there is nothing left to do; a note that power loss takes, along with
-        // the kernel's memory, is not missed.
-        let _ = self.disk.create(SYNC_FAILED_NAME);
+        note_failed_sync(&*self.disk);
     }
 
     /// Why nothing is accepted any more, if so.

@@ -5,6 +5,7 @@ use crate::format::anchor::RootKind;
 use crate::format::batch::BODY_BYTES;
 use crate::format::record::Record;
 use crate::limits::{ATOMIC_BYTES_MAX, BATCH_BLOCKS_MAX, BLOCK, BLOCK_U64, ZERO_RUNS_MAX};
+use crate::log::Payload;
 use crate::map::FANOUT;
 use crate::pool::Pool;
 use crate::types::{CheckpointName, RootId, SlotAddr, VolumeId};
@@ -63,7 +64,7 @@ impl<'a> Group<'a> {
 }
 
 /// Runs of zero and other blocks: zero blocks become holes, unless that would need too many records.
-fn zero_runs(data: &[u8]) -> Vec<(bool, usize)> {
+pub(crate) fn zero_runs(data: &[u8]) -> Vec<(bool, usize)> {
     let mut runs: Vec<(bool, usize)> = Vec::with_capacity(1);
     for block in data.chunks_exact(BLOCK) {
         let zero = block == ZERO_BLOCK;
@@ -100,7 +101,7 @@ impl Pool {
         }
     }
 
-    fn bounds(&self, view: View, offset: u64, len: u64) -> Result<u64> {
+    pub(crate) fn bounds(&self, view: View, offset: u64, len: u64) -> Result<u64> {
         let size = self.view_size(view)?;
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(end),
@@ -110,7 +111,7 @@ impl Pool {
         }
     }
 
-    fn head_view(&self, volume: VolumeId) -> Result<View> {
+    pub(crate) fn head_view(&self, volume: VolumeId) -> Result<View> {
         self.view(volume, None)
     }
 
@@ -267,7 +268,7 @@ impl Pool {
         if group.records.is_empty() {
             return Ok(());
         }
-        self.append(volume, group.records, &group.slices, group.crcs)
+        self.append(volume, group.records, Payload { slices: &group.slices, crcs: group.crcs, in_place: 0 })
     }
 
     /// Completes partial blocks from what is there, then writes whole blocks in one batch; with

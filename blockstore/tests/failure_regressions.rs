@@ -193,6 +193,31 @@ fn what_a_failed_sync_left_in_the_cache_is_written_again() {
     }
 }
 
+/// The thread that synced had failed, and the process was killed before the pool's owner heard of it: there was
+/// no note, and the next opening trusted the kernel's cache (simulator, seed 9025).
+#[test]
+fn a_failed_sync_is_noted_although_its_outcome_is_never_reported() {
+    let flush = |pool: &mut Pool, id: VolumeId| pool.flush_job(id).unwrap().run();
+    let settle = |pool: &mut Pool, id: VolumeId| pool.settle_job(id).unwrap().run();
+    let anchor = |pool: &mut Pool, _: VolumeId| pool.begin_anchor(Cleaning::Busy).unwrap().run();
+    type Job = fn(&mut Pool, VolumeId) -> std::io::Result<()>;
+    for job in [flush as Job, settle as Job, anchor as Job] {
+        let (disk, mut pool, id) = new_pool();
+        pool.flush(id).unwrap();
+        pool.write(id, 0, &[1; BLOCK]).unwrap();
+        pool.seal_log(id).unwrap();
+        disk.inject(disk.calls() + 1, Fault::FailedSync);
+        job(&mut pool, id).unwrap_err();
+        drop(pool);
+        let disk = disk.after_kill();
+        let mut pool = open(&disk);
+        pool.flush(id).unwrap();
+        drop(pool);
+        let mut pool = open(&disk.after_power_loss(&mut || false));
+        assert_eq!(content(&mut pool, id, 0), [1; BLOCK]);
+    }
+}
+
 /// An anchor's sync failed while a flush of the same file ran: the flush found nothing left to write, and
 /// promised what was lost.
 #[test]

@@ -14,6 +14,8 @@ use std::thread;
 pub enum Job {
     /// Sync a log.
     Flush(FlushJob),
+    /// Sync what of a log needs no waiting for.
+    Settle(FlushJob),
     /// Install an anchor.
     Anchor(Box<AnchorJob>),
     /// Remove or pack a segment file; at once, or when there is time.
@@ -37,6 +39,8 @@ pub enum Urgency {
 pub enum Done {
     /// A log was synced.
     Flush(FlushJob, io::Result<()>),
+    /// What of a log could be synced ahead was.
+    Settle(FlushJob, io::Result<()>),
     /// An anchor was installed.
     Anchor(Box<AnchorJob>, io::Result<()>),
     /// A segment file was cleaned.
@@ -52,6 +56,7 @@ pub enum Done {
 /// The workers and their mailboxes.
 pub struct Workers {
     sync: Sender<Job>,
+    settle: Sender<Job>,
     background: Sender<Job>,
     patient: Sender<Job>,
     write_back: Sender<Job>,
@@ -86,6 +91,7 @@ impl Workers {
         };
         Ok(Self {
             sync: start("cairn-sync", false)?,
+            settle: start("cairn-settle", false)?,
             background: start("cairn-clean", false)?,
             patient: start("cairn-patient", true)?,
             write_back: start("cairn-writeback", false)?,
@@ -110,6 +116,7 @@ impl Workers {
     pub fn submit(&self, job: Job) {
         let to = match job {
             Job::Flush(_) => &self.sync,
+            Job::Settle(_) => &self.settle,
             Job::WriteBack(..) => &self.write_back,
             Job::Clean(_, Urgency::Whenever) | Job::Spare(_, _, Urgency::Whenever) => &self.patient,
             _ => &self.background,
@@ -124,6 +131,10 @@ fn run(job: Job) -> Option<Done> {
         Job::Flush(job) => {
             let outcome = job.run();
             Some(Done::Flush(job, outcome))
+        }
+        Job::Settle(job) => {
+            let outcome = job.run();
+            Some(Done::Settle(job, outcome))
         }
         Job::Anchor(job) => {
             let outcome = job.run();

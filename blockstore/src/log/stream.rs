@@ -6,6 +6,7 @@
 //!   * a failed append leaves the stream where it was: the next one overwrites what was begun;
 //!   * `unsynced` holds every file written since it was last synced: a flush syncs exactly these.
 
+use super::jobs::{FlushJob, WriteBack};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::batch::Batch;
@@ -18,7 +19,7 @@ use crate::limits::{
 use crate::map::PageCache;
 use crate::space::{Segment, Segments};
 use crate::types::{Lsn, SegmentId, SlotAddr, VolumeId};
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::sync::Arc;
 
 /// The segment a stream appends to.
@@ -54,6 +55,17 @@ impl OpenSegment {
     }
 }
 
+/// The data of one batch.
+#[derive(Default)]
+pub struct Payload<'a> {
+    /// Whole blocks in total, in any slicing, without those that are in place.
+    pub slices: &'a [IoSlice<'a>],
+    /// Checksums of all blocks.
+    pub crcs: Vec<u32>,
+    /// So many blocks at the front are where the next batch has them (see [`super::Ahead`]).
+    pub in_place: u32,
+}
+
 /// One volume's log.
 pub struct Stream {
     /// The owner; `VolumeId(0)` is the pool itself.
@@ -69,50 +81,10 @@ pub struct Stream {
     writeback_from: u64,
     since_flush: u64,
     small_flushes: u32,
-}
-
-/// Log bytes whose write-back is worth starting.
-pub struct WriteBack {
-    /// Where they are.
-    pub file: Arc<dyn File>,
-    /// From here, bytes.
-    pub offset: u64,
-    /// So many.
-    pub len: u64,
-    /// They are few, and a flush is about to ask for them.
-    pub urgent: bool,
-}
-
-impl WriteBack {
-    /// Starts it. A hint: what fails here shows up at the next sync.
-    pub fn start(&self) {
-        let _ = self.file.start_writeback(self.offset, self.len);
-    }
-}
-
-/// What a flush has to sync; runs on any thread.
-pub struct FlushJob {
-    /// Covers every change before this one.
-    pub upto: Lsn,
-    /// The stream.
-    pub volume: VolumeId,
-    /// Files to sync.
-    pub files: Vec<Arc<dyn File>>,
-    /// Whether file names must be synced, too.
-    pub names: Option<Arc<dyn Disk>>,
-}
-
-impl FlushJob {
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.names.is_none()
-    }
-
-    /// Syncs; blocks.
-    pub fn run(&self) -> io::Result<()> {
-        self.files.iter().try_for_each(|file| file.sync())?;
-        self.names.as_ref().map_or(Ok(()), |disk| disk.sync_names())
-    }
+    /// Sealed files, or names, are being synced ahead of a flush.
+    settling: bool,
+    /// Who was the last to put data behind the last batch, ahead of its own.
+    pub(super) ahead: Option<super::ahead::Claim>,
 }
 
 impl Stream {
@@ -128,12 +100,12 @@ impl Stream {
             writeback_from: 0,
             since_flush: 0,
             small_flushes: 0,
+            settling: false,
+            ahead: None,
         }
     }
 
-    /// Appends one batch of `records` and their `data` blocks (any slicing, whole blocks in total);
-    /// returns where the first data block is.
-    #[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+    /// Appends one batch of `records` and their data; returns where the first data block is.
     pub fn append(
         &mut self,
         segments: &mut Segments,
@@ -141,9 +113,9 @@ impl Stream {
         epoch: u64,
         first_lsn: Lsn,
         records: Vec<Record>,
-        data: &[IoSlice<'_>],
-        crcs: Vec<u32>,
+        payload: Payload<'_>,
     ) -> Result<SlotAddr> {
+        let Payload { slices: data, crcs, in_place } = payload;
         let need = 1 + crcs.len() as u32;
         if self.open.as_ref().is_some_and(|open| open.next_slot + need > END_SLOT) {
             self.seal(segments, cache, first_lsn)?;
@@ -176,8 +148,18 @@ impl Stream {
             offset = 0;
         }
         slices.push(IoSlice::new(&block));
-        slices.extend_from_slice(data);
-        if let Err(e) = open.file.write_at(&slices, offset) {
+        // Even a write that fails may have changed what lies there.
+        self.ahead = None;
+        let written = if in_place == 0 {
+            slices.extend_from_slice(data);
+            open.file.write_at(&slices, offset)
+        } else {
+            // The header last: what it describes is there.
+            let rest = u64::from(open.next_slot + 1 + in_place) * BLOCK_U64;
+            let written = if data.is_empty() { Ok(()) } else { open.file.write_at(data, rest) };
+            written.and_then(|()| open.file.write_at(&slices, offset))
+        };
+        if let Err(e) = written {
             return Err(open.take_back(Error::io("writing the log", e)));
         }
         open.next_slot += need;
@@ -246,16 +228,46 @@ impl Stream {
             upto,
             volume: self.volume,
             files: self.unsynced.iter().map(|(file, _)| file.clone()).collect(),
-            names: self.unsynced_names.map(|_| disk.clone()),
+            names: self.unsynced_names.is_some(),
+            disk: disk.clone(),
+        }
+    }
+
+    /// What can be synced already, so that a flush finds little more than the open segment: sealed
+    /// segments, to which nothing is added any more, and new names.
+    pub fn settle_job(&mut self, upto: Lsn, disk: &Arc<dyn Disk>) -> Option<FlushJob> {
+        let open = self.open.as_ref().map(|open| &open.file);
+        let sealed = |file: &Arc<dyn File>| !open.is_some_and(|open| Arc::ptr_eq(open, file));
+        let due = self.unsynced_names.is_some() || self.unsynced.iter().any(|(file, _)| sealed(file));
+        if self.settling || !due {
+            return None;
+        }
+        self.settling = true;
+        let files = self.unsynced.iter().map(|(file, _)| file.clone()).filter(sealed).collect();
+        Some(FlushJob { upto, volume: self.volume, files, names: self.unsynced_names.is_some(), disk: disk.clone() })
+    }
+
+    /// A settling job is over; if it succeeded, what it covered is clean.
+    pub fn settled(&mut self, job: &FlushJob, succeeded: bool) {
+        self.settling = false;
+        if succeeded {
+            self.unsynced.retain(|(file, _)| !job.files.iter().any(|done| Arc::ptr_eq(done, file)));
+            if job.names {
+                self.names_synced(job.upto);
+            }
+        }
+    }
+
+    fn names_synced(&mut self, upto: Lsn) {
+        if self.unsynced_names.is_some_and(|lsn| lsn < upto) {
+            self.unsynced_names = None;
         }
     }
 
     /// A flush job succeeded: what it covered is clean, unless written again since.
     pub fn flushed(&mut self, upto: Lsn) {
         self.unsynced.retain(|(_, lsn)| *lsn > upto);
-        if self.unsynced_names.is_some_and(|lsn| lsn < upto) {
-            self.unsynced_names = None;
-        }
+        self.names_synced(upto);
     }
 
     /// A client asked for a flush: remembers whether this one flushes after every few writes.

@@ -1,5 +1,6 @@
 //! One history: lives of a pool, each ended by a crash, and the recoveries between them.
 
+use crate::arrivals::Arrival;
 use crate::model::Past;
 use crate::operations::Job;
 use crate::report::{Report, Violation};
@@ -54,6 +55,7 @@ pub struct History {
     pub volumes: BTreeMap<String, Volume>,
     pub in_flight: Option<Structure>,
     pub jobs: Vec<Job>,
+    pub arrivals: Vec<Arrival>,
     pub names_given: u64,
     /// A failure was injected in this life: jobs tell of it later.
     pub faulty: bool,
@@ -98,6 +100,7 @@ impl History {
             volumes: BTreeMap::new(),
             in_flight: None,
             jobs: Vec::new(),
+            arrivals: Vec::new(),
             names_given: 0,
             faulty: false,
             report,
@@ -221,6 +224,7 @@ impl History {
     fn crash(&mut self) -> Result<(), String> {
         self.pool = None;
         self.jobs.clear();
+        self.arrivals.clear();
         let mut power_lost = false;
         self.fall(&mut power_lost);
         self.open(&mut power_lost)?;

@@ -11,6 +11,7 @@
 //! The same seed gives the same run and the same trace. Not here: real files and real time, which
 //! the daemon's own tests have.
 
+mod arrivals;
 mod history;
 mod judge;
 mod model;

@@ -21,6 +21,7 @@ pub struct Job {
 
 enum Work {
     Flush(FlushJob),
+    Settle(FlushJob),
     Anchor(Box<AnchorJob>),
     Clean(CleanJob),
 }
@@ -41,7 +42,8 @@ impl History {
         let name = self.rng.pick(&names).clone();
         self.trace(&[kind as u64]);
         match kind {
-            0..=33 => self.write(&name),
+            0..=29 => self.write(&name),
+            30..=33 => self.arrive(&name),
             34..=38 => self.write_many(&name),
             39..=44 => self.zero(&name),
             45..=49 => self.trim(&name),
@@ -55,7 +57,8 @@ impl History {
             73..=76 => self.begin_anchor(),
             77..=80 => self.begin_clean(),
             81..=84 => self.go_on_with_a_job(),
-            85..=87 => self.reap(),
+            85 | 86 => self.reap(),
+            87 => self.settle_ahead(&name),
             88 | 89 => self.seal(&name),
             90 if self.rng.one_in(8) => self.spare(),
             91 if self.rng.one_in(4) => self.audit(),
@@ -65,7 +68,7 @@ impl History {
         }
     }
 
-    fn id(&self, name: &str) -> VolumeId {
+    pub fn id(&self, name: &str) -> VolumeId {
         self.volumes[name].id
     }
 
@@ -73,12 +76,12 @@ impl History {
         &mut self.volumes.get_mut(name).expect("operations name volumes that exist").past
     }
 
-    fn size(&mut self, name: &str) -> usize {
+    pub fn size(&mut self, name: &str) -> usize {
         self.past(name).head().len()
     }
 
     /// Asks for one change of a volume; what it gave, unless it failed.
-    fn change<T>(
+    pub fn change<T>(
         &mut self,
         name: &str,
         model: impl FnOnce(&mut ReferenceDisk, &str),
@@ -96,7 +99,7 @@ impl History {
     }
 
     /// Where a request goes: mostly a few busy places, so that changes meet.
-    fn place(&mut self, size: usize, len: usize) -> usize {
+    pub fn place(&mut self, size: usize, len: usize) -> usize {
         let room = size - len;
         let base = *self.rng.pick(&[0, 0, size / 3, size / 2, room.saturating_sub(1 << 17)]);
         let at = (base + self.rng.below(1 << 18)).min(room);
@@ -236,6 +239,15 @@ impl History {
         }
     }
 
+    /// Syncs what of a log needs no waiting for, which promises nothing.
+    fn settle_ahead(&mut self, name: &str) -> Step {
+        let id = self.id(name);
+        let Some(job) = self.pool().settle_job(id) else { return Ok(()) };
+        self.say(|| format!("settle {name}"));
+        self.jobs.push(Job { work: Work::Settle(job), outcome: None, promises: Vec::new() });
+        self.maybe_now()
+    }
+
     fn flush_now(&mut self, name: &str) -> Step {
         let (id, promises) = (self.id(name), self.promises(name));
         match self.pool().flush(id) {
@@ -368,7 +380,7 @@ impl History {
     }
 
     fn busy(&self) -> bool {
-        self.jobs.iter().any(|job| !matches!(job.work, Work::Flush(_)))
+        self.jobs.iter().any(|job| !matches!(job.work, Work::Flush(_) | Work::Settle(_)))
     }
 
     fn begin_anchor(&mut self) -> Step {
@@ -424,7 +436,7 @@ impl History {
     fn run_job(&mut self, at: usize) {
         let job = &mut self.jobs[at];
         job.outcome = Some(match &job.work {
-            Work::Flush(flush) => Outcome::Io(flush.run()),
+            Work::Flush(flush) | Work::Settle(flush) => Outcome::Io(flush.run()),
             Work::Anchor(anchor) => Outcome::Io(anchor.run()),
             Work::Clean(clean) => Outcome::Clean(clean.run()),
         });
@@ -438,6 +450,7 @@ impl History {
         let pool = self.pool();
         let done = match (work, outcome) {
             (Work::Flush(job), Some(Outcome::Io(outcome))) => pool.flushed(&job, outcome),
+            (Work::Settle(job), Some(Outcome::Io(outcome))) => pool.settled(&job, outcome),
             (Work::Anchor(job), Some(Outcome::Io(outcome))) => pool.anchored(*job, outcome),
             (Work::Clean(job), Some(Outcome::Clean(outcome))) => pool.cleaned(job, outcome),
             _ => Ok(()),

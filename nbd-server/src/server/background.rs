@@ -87,6 +87,11 @@ impl Server {
         while let Ok(done) = self.workers.done.try_recv() {
             match done {
                 Done::Flush(job, outcome) => self.flushed(job, outcome),
+                Done::Settle(job, outcome) => {
+                    if let Err(e) = self.pool.settled(&job, outcome) {
+                        error!(error = %e, "the log could not be synced");
+                    }
+                }
                 Done::Anchor(job, outcome) => {
                     self.metrics.anchors += 1;
                     debug!(ok = outcome.is_ok(), "anchor written");

@@ -47,7 +47,7 @@ impl Socket {
 pub(super) enum Role {
     Gate(Gate, Instant),
     Handshake(Handshake, Instant),
-    Session(Session),
+    Session(Box<Session>),
     Control,
 }
 

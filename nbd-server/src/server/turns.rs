@@ -112,7 +112,7 @@ impl Server {
                         poll::set_send_buffer(socket.as_raw_fd(), SEND_BUFFER_BYTES);
                     }
                     info!(client = token, export = agreed.export.name, "a client has opened an export");
-                    conn.role = Role::Session(Session::new(*agreed, view));
+                    conn.role = Role::Session(Box::new(Session::new(*agreed, view)));
                     true
                 }
                 Err(_) => {
@@ -143,6 +143,9 @@ impl Server {
             Some(range) if range.urgent => range.start(),
             Some(range) => self.workers.submit(Job::WriteBack(range)),
             None => {}
+        }
+        if let Some(job) = self.pool.settle_job(volume) {
+            self.workers.submit(Job::Settle(job));
         }
         if !waits.is_empty() {
             waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));

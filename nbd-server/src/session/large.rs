@@ -12,15 +12,16 @@
 use super::{Session, PIECE, READ_PIECE};
 use crate::metrics::Metrics;
 use crate::nbd::{self, Command, Errno, Request};
-use blockstore::{Error, Pool};
+use blockstore::{Ahead, Error, Pool};
 
 /// A request that is under way.
-#[derive(Debug)]
 pub struct Large {
     request: Request,
     done: u64,
     /// A payload whose request has failed already.
     failed: Option<(Errno, String)>,
+    /// What of the next piece, which is still arriving, is in the log already.
+    ahead: Ahead,
 }
 
 /// What one more piece led to.
@@ -38,7 +39,7 @@ pub enum Piece {
 impl Large {
     /// Starts one; `refused` says that its payload is only passed over.
     pub fn new(request: Request, refused: Option<(Errno, &str)>) -> Self {
-        Self { request, done: 0, failed: refused.map(|(errno, why)| (errno, why.to_owned())) }
+        Self { request, done: 0, failed: refused.map(|(errno, why)| (errno, why.to_owned())), ahead: Ahead::default() }
     }
 
     /// Length of the next piece.
@@ -54,10 +55,16 @@ impl Large {
         let whole = u64::from(self.request.payload);
         let want = self.piece(whole);
         let used = if self.failed.is_some() { want.min(input.len()) } else { want };
-        let Some(data) = input.get(..used).filter(|data| !data.is_empty()) else { return Piece::Need(want) };
+        let (volume, at) = (session.view.volume, self.request.offset.wrapping_add(self.done));
+        let Some(data) = input.get(..used).filter(|data| !data.is_empty()) else {
+            if self.failed.is_none() {
+                pool.write_ahead(volume, at, want as u64, input, &mut self.ahead);
+            }
+            return Piece::Need(want);
+        };
         if self.failed.is_none() {
             metrics.written_bytes += used as u64;
-            if let Err(e) = pool.write(session.view.volume, self.request.offset + self.done, data) {
+            if let Err(e) = pool.write_arrived(volume, at, data, std::mem::take(&mut self.ahead)) {
                 self.failed = Some((session.errno(metrics, &e), e.to_string()));
             }
         }

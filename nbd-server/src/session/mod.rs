@@ -14,7 +14,7 @@ mod status;
 use crate::metrics::Metrics;
 use crate::nbd::limits::PAYLOAD_MAX;
 use crate::nbd::{self, Command, Errno, Negotiated, Parsed, Request};
-use blockstore::{Error, ErrorKind, Pool, View};
+use blockstore::{Ahead, Error, ErrorKind, Pool, View};
 use large::{Large, Piece};
 
 /// A reply that waits for a sync.
@@ -43,6 +43,8 @@ pub struct Session {
     /// What it reads, and writes unless it is a checkpoint.
     pub view: View,
     large: Option<Large>,
+    /// What of a write's payload, which is still arriving, is in the log already.
+    ahead: Ahead,
 }
 
 /// Output beyond this is sent before more requests are carried out: bounds memory per client.
@@ -67,7 +69,7 @@ fn cost(bytes: u64) -> u64 {
 impl Session {
     /// A session on `view`.
     pub fn new(agreed: Negotiated, view: View) -> Self {
-        Self { agreed, view, large: None }
+        Self { agreed, view, large: None, ahead: Ahead::default() }
     }
 
     /// Name of the export.
@@ -114,7 +116,14 @@ impl Session {
                 continue;
             }
             let whole = request.header + request.payload as usize;
-            let Some(payload) = rest.get(request.header..whole) else { return (used, Next::Read(whole)) };
+            let Some(payload) = rest.get(request.header..whole) else {
+                if request.command == Command::Write && self.bounds(&request).is_ok() {
+                    let arrived = rest.get(request.header..).unwrap_or_default();
+                    let len = u64::from(request.payload);
+                    pool.write_ahead(self.view.volume, request.offset, len, arrived, &mut self.ahead);
+                }
+                return (used, Next::Read(whole));
+            };
             if request.command == Command::Disconnect {
                 return (used + whole, Next::Close);
             }
@@ -177,7 +186,7 @@ impl Session {
 
     /// Carries out all complete writes at the front of `input` as one group.
     fn write_run(
-        &self,
+        &mut self,
         pool: &mut Pool,
         metrics: &mut Metrics,
         input: &[u8],
@@ -186,6 +195,7 @@ impl Session {
     ) -> usize {
         const RUN_MAX: usize = 128;
         let mut used = 0;
+        let mut ahead = std::mem::take(&mut self.ahead);
         let mut requests: Vec<Request> = Vec::with_capacity(32);
         let mut data: Vec<(u64, &[u8])> = Vec::with_capacity(32);
         while requests.len() < RUN_MAX && used < RUN_BYTES_MAX {
@@ -198,6 +208,8 @@ impl Session {
             if let Err((errno, why)) = self.bounds(&request) {
                 self.fail(out, &request, errno, why);
                 metrics.errors += 1;
+                // What is ahead may have been this one's.
+                ahead = Ahead::default();
                 continue;
             }
             data.push((request.offset, payload));
@@ -205,7 +217,11 @@ impl Session {
         }
         metrics.requests[1] += requests.len() as u64;
         metrics.written_bytes += data.iter().map(|(_, d)| d.len() as u64).sum::<u64>();
-        match pool.write_many(self.view.volume, &data) {
+        let outcome = match data.as_slice() {
+            &[(offset, piece)] => pool.write_arrived(self.view.volume, offset, piece, ahead),
+            several => pool.write_many(self.view.volume, several),
+        };
+        match outcome {
             Ok(()) => requests.iter().for_each(|request| self.done(out, request, waits)),
             Err(_) => {
                 // One by one, so that each reply says what became of its own request.
