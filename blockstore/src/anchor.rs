@@ -14,12 +14,12 @@ use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, Volume
 use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
 use crate::log::{note_failed_sync, Stream};
-use crate::maintain::RESERVE_NAME;
 use crate::map::{Map, PageSink, Ref, WriteOut};
 use crate::pool::{Pool, POOL_STREAM};
-use crate::space::{CompactJob, Segment, Segments};
+use crate::space::{give_up, CompactJob, Purpose, Segment, Segments};
 use crate::types::{Lsn, RootId, SegmentId, SlotAddr};
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Prefix of anchor file names.
@@ -100,6 +100,7 @@ pub struct AnchorJob {
     log_bytes: u64,
     settled: Vec<SegmentId>,
     victims: Vec<Victim>,
+    reserve_spent: AtomicBool,
 }
 
 fn anchor_name(sequence: u64) -> String {
@@ -192,7 +193,8 @@ impl AnchorJob {
         synced(log.inspect_err(|_| note_failed_sync(&*self.disk)))?;
         match install(&*self.disk, self.sequence, self.bytes()) {
             Err(e) if Error::is_no_space(&e) => {
-                let _ = self.disk.remove(RESERVE_NAME);
+                give_up(&*self.disk, Purpose::Anchors);
+                self.reserve_spent.store(true, Ordering::Relaxed);
                 install(&*self.disk, self.sequence, self.bytes())
             }
             done => done,
@@ -293,13 +295,26 @@ impl Pool {
         self.anchors.running = true;
         let log_bytes = std::mem::take(&mut self.anchors.log_bytes);
         self.anchors.live_blocks = self.segments.table.live_blocks;
-        let encoded = OnceLock::new();
-        Ok(AnchorJob { disk: self.disk.clone(), files, state, encoded, sequence, upto, log_bytes, settled, victims })
+        Ok(AnchorJob {
+            disk: self.disk.clone(),
+            files,
+            state,
+            encoded: OnceLock::new(),
+            sequence,
+            upto,
+            log_bytes,
+            settled,
+            victims,
+            reserve_spent: AtomicBool::new(false),
+        })
     }
 
     /// Takes note of an anchor job's outcome.
     pub fn anchored(&mut self, job: AnchorJob, outcome: io::Result<()>) -> Result<()> {
         self.anchors.running = false;
+        if job.reserve_spent.load(Ordering::Relaxed) {
+            self.reserve.lost(Purpose::Anchors);
+        }
         if let Err(e) = outcome {
             let error = Error::io("writing an anchor", e);
             // Without space the anchor before still serves, and trims and deletions must go on.
@@ -338,8 +353,7 @@ impl Pool {
     /// On a full disk the reserve makes room for the map pages of one more anchor.
     fn write_map_with_reserve(&mut self) -> Result<()> {
         match self.write_map() {
-            Err(e) if e.kind() == ErrorKind::NoSpace => {
-                let _ = self.disk.remove(RESERVE_NAME);
+            Err(e) if e.kind() == ErrorKind::NoSpace && self.reserve.give_up(&*self.disk, Purpose::Anchors) => {
                 self.write_map()
             }
             done => done,
@@ -470,6 +484,12 @@ impl Pool {
                 victims.push(Victim::Pack(CompactJob { id, keep: segment.bits.clone(), disk: self.disk.clone() }));
             }
         }
+        // The last is taken first: what gives back most for least, which a full disk may be the sooner able to do.
+        victims.sort_by_key(|victim| match victim {
+            Victim::Remove(_) => 0,
+            Victim::Pack(job) => self.segments.table.get(job.id).map_or(0, |s| s.live),
+        });
+        victims.reverse();
         victims
     }
 }

@@ -16,7 +16,7 @@ impl Pool {
     pub fn write_ahead(&mut self, volume: VolumeId, offset: u64, len: u64, data: &[u8], ahead: &mut Ahead) {
         let aligned = offset % BLOCK_U64 == 0 && len % BLOCK_U64 == 0;
         let fitting = (AHEAD_BYTES_MIN..=ATOMIC_BYTES_MAX).contains(&len) && data.len() as u64 <= len;
-        let allowed = self.poisoned.is_none() && self.head_view(volume).is_ok();
+        let allowed = self.poisoned.is_none() && self.has_reserve() && self.head_view(volume).is_ok();
         if aligned && fitting && allowed {
             self.stream(volume).write_ahead(ahead, (len / BLOCK_U64) as usize, data);
         }
@@ -38,6 +38,7 @@ impl Pool {
         let record = Record::Write { block: offset / BLOCK_U64, count: crcs.len() as u64 };
         let rest = [IoSlice::new(rest)];
         let slices = if rest[0].is_empty() { &[][..] } else { &rest };
+        self.allow_data()?;
         self.append(volume, vec![record], Payload { slices, crcs, in_place: in_place as u32 })
     }
 }

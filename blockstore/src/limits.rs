@@ -47,6 +47,11 @@ pub const SMALL_FLUSH_BYTES: u64 = 64 << 10;
 pub const SMALL_FLUSHES_HABIT: u32 = 4;
 /// Log bytes between anchors (when the anchor itself is small): bounds replay at open.
 pub const ANCHOR_LOG_BYTES: u64 = 64 << 20;
+/// Bytes kept aside so that anchors can be written, and the pool opened, on a full disk.
+pub const RESERVE_ANCHORS_BYTES: u64 = 8 << 20;
+/// Bytes kept aside so that trims and deletions work on a full disk, and the largest segment worth packing can be
+/// packed. While either is missing no data is taken.
+pub const RESERVE_FREEING_BYTES: u64 = 24 << 20;
 /// Dead blocks (512 MiB) that a busy pool may hold, or as many as live if those are more: beyond it
 /// segments are packed although they still lose blocks.
 pub const DEAD_BLOCKS_ALLOWED: u64 = 1 << 17;

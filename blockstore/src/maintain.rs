@@ -6,16 +6,12 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::limits::RECYCLED_MAX;
-use crate::log::Stream;
+use crate::log::{Payload, Stream};
 use crate::pool::Pool;
-use crate::space::{compact, segment_name, CompactJob};
+use crate::space::{compact, segment_name, CompactJob, Purpose};
 use crate::types::{SegmentId, VolumeId};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-
-pub(crate) const RESERVE_NAME: &str = "reserve";
-/// Bytes kept aside so that trims, deletions and anchors work on a full disk.
-const RESERVE_BYTES: u64 = 16 << 20;
 
 /// One file to clean; runs on any thread.
 pub struct CleanJob {
@@ -111,7 +107,8 @@ impl Pool {
         // A packed file is short: as a spare it would have to grow again.
         let whole = |id| self.segments.table.get(id).is_some_and(|s| s.stored == s.used);
         let (Victim::Remove(id) | Victim::Pack(CompactJob { id, .. })) = &victim;
-        let wanted = whole(*id) && self.segments.spares.len() < RECYCLED_MAX;
+        // On a full disk the file system needs the space more than the log.
+        let wanted = whole(*id) && self.segments.spares.len() < RECYCLED_MAX && self.reserve.is_whole();
         let recycle = if wanted { self.segments.reserve_id().ok() } else { None };
         Some(CleanJob { victim, disk: self.disk.clone(), recycle })
     }
@@ -135,6 +132,8 @@ impl Pool {
             Err(e) => {
                 if e.kind() == ErrorKind::Closed {
                     self.poison(e.to_string());
+                } else if e.kind() == ErrorKind::NoSpace && self.reserve.give_up(&*self.disk, Purpose::Freeing) {
+                    self.anchors.victims.push(job.victim);
                 } else if self.segments.table.get(id).is_none() {
                     // No anchor will choose a spare: it stays a victim until it is gone.
                     self.anchors.victims.insert(0, job.victim);
@@ -200,23 +199,27 @@ impl Pool {
 
     /// Makes sure that the reserve exists; a full disk is no error.
     pub fn keep_reserve(&mut self) {
-        let missing = || self.disk.list(RESERVE_NAME).map(|names| names.is_empty()).unwrap_or(false);
-        if missing() {
-            let made = self.disk.create(RESERVE_NAME).and_then(|file| file.allocate(RESERVE_BYTES));
-            if made.is_err() {
-                let _ = self.disk.remove(RESERVE_NAME);
-            }
-        }
+        self.reserve.keep(&*self.disk);
+    }
+
+    /// Whether there is the space for data. While there is not, writes are refused and what frees space is
+    /// taken.
+    pub fn has_reserve(&self) -> bool {
+        self.reserve.is_whole()
     }
 
     /// Logs a change that frees space: on a full disk the reserve makes room for its record.
     pub(crate) fn log_with_reserve(&mut self, volume: VolumeId, records: Vec<Record>) -> Result<()> {
-        match self.log(volume, records.clone()) {
-            Err(e) if e.kind() == ErrorKind::NoSpace && self.poisoned.is_none() => {
-                let _ = self.disk.remove(RESERVE_NAME);
-                self.log(volume, records)
+        self.writable()?;
+        self.reserve.allow_freeing(&*self.disk)?;
+        let mut done = self.append(volume, records.clone(), Payload::default());
+        // The anchors' part only while a segment is being packed, which gives back more than it takes.
+        for part in [Purpose::Freeing, Purpose::Anchors] {
+            let full = done.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace) && self.poisoned.is_none();
+            if full && self.reserve.give_up(&*self.disk, part) {
+                done = self.append(volume, records.clone(), Payload::default());
             }
-            done => done,
         }
+        done
     }
 }

@@ -17,7 +17,7 @@ use crate::format::superblock::Superblock;
 use crate::limits::BLOCK;
 use crate::log::{note_failed_sync, FlushJob, Payload, Stream, WriteBack};
 use crate::map::Map;
-use crate::space::Segments;
+use crate::space::{Reserve, Segments};
 use crate::types::{CheckpointName, Clock, Lsn, RootId, SegmentId, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
@@ -81,6 +81,7 @@ pub struct Pool {
     pub(crate) map_open: Option<(SegmentId, Arc<dyn File>, u32)>,
     pub(crate) counts: HashMap<crate::map::Ref, u64>,
     pub(crate) structural: Vec<Structural>,
+    pub(crate) reserve: Reserve,
 }
 
 impl Pool {
@@ -155,7 +156,14 @@ impl Pool {
 
     /// Appends records without data and applies them.
     pub(crate) fn log(&mut self, volume: VolumeId, records: Vec<crate::format::record::Record>) -> Result<()> {
+        self.allow_data()?;
         self.append(volume, records, Payload::default())
+    }
+
+    /// Refuses what takes space while the disk is full.
+    pub(crate) fn allow_data(&mut self) -> Result<()> {
+        self.writable()?;
+        self.reserve.allow_data(&*self.disk, || self.clock.now_us())
     }
 
     /// Appends one batch to the log of `volume`, then applies it.

@@ -18,10 +18,9 @@ use crate::format::anchor::{Anchor, RootKind};
 use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::limits::BLOCK;
 use crate::log::{scan_stream, Candidates, Stream, StreamEnd, TailStart, SYNC_FAILED_NAME};
-use crate::maintain::RESERVE_NAME;
 use crate::map::{Map, MapRoot, Ref};
 use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
-use crate::space::{segment_name, Segment, Segments};
+use crate::space::{give_up, segment_name, Purpose, Reserve, Segment, Segments};
 use crate::types::{Clock, Lsn, SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -43,13 +42,14 @@ impl Pool {
     /// Opens the pool on `disk`. The caller holds the pool's lock. On a full disk the reserve makes
     /// room for what opening writes.
     pub fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
-        match Self::recover(disk.clone(), clock.clone(), options) {
-            Err(e) if e.kind() == ErrorKind::NoSpace => {
-                let _ = disk.remove(RESERVE_NAME);
-                Self::recover(disk, clock, options)
+        let mut done = Self::recover(disk.clone(), clock.clone(), options);
+        for part in [Purpose::Anchors, Purpose::Freeing] {
+            let full = done.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace);
+            if full && give_up(&*disk, part) {
+                done = Self::recover(disk.clone(), clock.clone(), options);
             }
-            done => done,
         }
+        done
     }
 
     fn recover(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
@@ -157,6 +157,7 @@ impl Pool {
             map_open: None,
             counts: HashMap::new(),
             structural: Vec::new(),
+            reserve: Reserve::default(),
         };
         pool.anchors.bytes = bytes;
         pool.anchors.live_blocks = pool.segments.table.live_blocks;

@@ -268,6 +268,7 @@ impl Pool {
         if group.records.is_empty() {
             return Ok(());
         }
+        self.allow_data()?;
         self.append(volume, group.records, Payload { slices: &group.slices, crcs: group.crcs, in_place: 0 })
     }
 

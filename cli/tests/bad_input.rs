@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{flush, noise, read, text, wire, write, Pool};
+use common::{flush, in_own_mounts, noise, read, text, write, Pool};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 #[test]
 fn a_second_daemon_is_refused_and_the_first_goes_on() {
@@ -220,17 +220,6 @@ fn rubbish_on_the_control_socket() {
     assert_eq!(pool.volumes(), ["disk"]);
 }
 
-/// Runs `script` as root of its own mounts; `$POOL` is the pool, `$CAIRN` the command. Not every
-/// machine allows that, but every machine that runs these tests must: nothing is skipped.
-fn in_own_mounts(pool: &Pool, script: &str) -> Command {
-    fs::create_dir_all(pool.pool()).expect("a folder");
-    let mut command = Command::new("unshare");
-    let set = format!("set -e; {script}");
-    command.args(["-rm", "sh", "-c", &set]).env("POOL", pool.pool()).env("CAIRN", common::CAIRN);
-    command.env("CAIRN_POOL", pool.pool()).env("NBD", pool.path("nbd.sock")).stdin(Stdio::null());
-    command
-}
-
 #[test]
 fn a_read_only_disk_says_so() {
     let pool = closed();
@@ -241,63 +230,4 @@ fn a_read_only_disk_says_so() {
     assert!(codes == "code 1\ncode 1\ncode 1\n", "{codes}{said}");
     assert_eq!(said.matches("Read-only file system").count(), 3, "{said}");
     assert_eq!(pool.volumes(), ["disk"], "the pool is as it was");
-}
-
-#[test]
-fn a_full_disk_loses_nothing_acknowledged_and_can_be_freed() {
-    let mut pool = Pool::new();
-    let script = "mount -t tmpfs -o size=100m cairn-test $POOL; $CAIRN volume create disk --size 1G >/dev/null; \
-                  exec $CAIRN serve --nbd unix:$NBD --spares 0";
-    let log = fs::File::create(pool.path("log")).expect("a log");
-    pool.daemon = Some(in_own_mounts(&pool, script).stderr(log).spawn().expect("unshare runs"));
-    while UnixStream::connect(pool.path("nbd.sock")).is_err() {
-        assert!(pool.daemon.as_mut().is_some_and(|d| d.try_wait().expect("a child").is_none()), "{}", pool.log());
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    // From outside its mounts are seen through its own root.
-    let seen = format!("/proc/{}/root{}", pool.pid(), text(&pool.pool()));
-    let cairn = |args: &[&str]| {
-        let out = Command::new(common::CAIRN).args(args).env("CAIRN_POOL", &seen).output().expect("cairn runs");
-        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
-    };
-    assert_eq!(cairn(&["checkpoint", "create", "disk"]).0, Some(0));
-    let mut client = pool.nbd("disk");
-    let mut written = 0;
-    let errno = loop {
-        let mut bytes = wire::request(wire::WRITE, 0, 1, written << 20, 1 << 20);
-        bytes.extend(noise(written + 1, 1 << 20));
-        client.write_all(&bytes).expect("the daemon listens");
-        match wire::simple(&mut client, 1).expect("a reply") {
-            0 => written += 1,
-            errno => break errno,
-        }
-        assert!(written < 100, "the disk is full by now");
-    };
-    assert_eq!(errno, 28, "ENOSPC after {written} MiB");
-    assert!(written > 40, "{written}");
-    for i in 0..written {
-        assert!(read(&mut client, i << 20, 1 << 20) == noise(i + 1, 1 << 20), "MiB {i} was acknowledged");
-    }
-    let (code, said) = cairn(&["volume", "create", "more", "--size", "1G"]);
-    assert!(code == Some(0) || code == Some(6) && said.contains("space"), "{code:?} {said}");
-    assert_eq!(cairn(&["checkpoint", "delete", "disk", "v1"]).0, Some(0), "deleting works");
-    client
-        .write_all(&wire::request(wire::TRIM, 0, 2, 1 << 20, (written as u32 - 1) << 20))
-        .expect("the daemon listens");
-    assert_eq!(wire::simple(&mut client, 2).expect("a reply"), 0, "trimming works");
-    // The cleaner gives the space back.
-    let begin = std::time::Instant::now();
-    loop {
-        let mut bytes = wire::request(wire::WRITE, 0, 3, 500 << 20, 1 << 20);
-        bytes.extend(noise(7, 1 << 20));
-        client.write_all(&bytes).expect("the daemon listens");
-        if wire::simple(&mut client, 3).expect("a reply") == 0 {
-            break;
-        }
-        assert!(begin.elapsed() < std::time::Duration::from_secs(30), "space does not come back: {}", pool.log());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    flush(&mut client);
-    assert!(read(&mut client, 0, 1 << 20) == noise(1, 1 << 20), "what was kept is whole");
-    assert!(pool.end(libc::SIGTERM).success(), "{}", pool.log());
 }

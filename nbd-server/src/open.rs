@@ -69,6 +69,7 @@ pub fn open_pool(folder: &Path, create: bool, options: PoolOptions) -> Result<(P
             n != "lock"
                 && !n.to_string_lossy().starts_with("tmp-")
                 && n != "control.sock"
+                && !n.to_string_lossy().starts_with("reserve")
                 && !n.to_string_lossy().starts_with("anchor-")
         });
         if let Some(name) = &foreign {

@@ -350,6 +350,31 @@ fn zeroes_are_stored_or_punched_as_asked() {
     assert_eq!(client.read(0, 0, 48 << 10), vec![0; 48 << 10]);
 }
 
+/// All of it was written in one go: nobody else was answered until then, with extended headers for minutes.
+#[test]
+fn others_are_answered_while_many_zeros_are_stored() {
+    let daemon = Daemon::start();
+    let mut other = Client::new(&daemon, "disk", Form::Simple, &[]);
+    for form in [Form::Simple, Form::Structured, Form::Extended] {
+        let mut client = Client::new(&daemon, "disk", form, &[]);
+        client.write((128 << 20) - 512, &pattern(1024, 1));
+        let length = (128 << 20) - 512;
+        let request = match form {
+            Form::Extended => wire::extended(ZEROES, NO_HOLE, 77, 512, length),
+            _ => wire::request(ZEROES, NO_HOLE, 77, 512, length as u32),
+        };
+        client.stream.write_all(&request).expect("the server listens");
+        assert_eq!(other.read(0, 200 << 20, 4096), [0; 4096]);
+        client.stream.set_nonblocking(true).expect("a socket");
+        let early = client.stream.read(&mut [0; 1]);
+        assert_eq!(early.map_err(|e| e.kind()), Err(std::io::ErrorKind::WouldBlock), "the zeros came first");
+        client.stream.set_nonblocking(false).expect("a socket");
+        let header = wire::take(&mut client.stream, if form == Form::Extended { 32 } else { 16 }).expect("a reply");
+        assert_eq!(be(&header[4..8]), u64::from(form == Form::Extended) << 16, "no error");
+        assert_eq!(other.read(0, (128 << 20) - 512, 1024), [vec![0; 512], pattern(1024, 1)[512..].to_vec()].concat());
+    }
+}
+
 #[test]
 fn block_status_names_changes_and_one_extent_when_asked() {
     let daemon = Daemon::start();

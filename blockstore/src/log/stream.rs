@@ -40,13 +40,17 @@ impl OpenSegment {
             return why;
         }
         let offset = u64::from(self.next_slot) * BLOCK_U64;
-        // Only what the file already holds: a full disk could not take more.
-        let wiped = self.file.len().and_then(|len| match len.saturating_sub(offset).min(BLOCK_U64) {
-            0 => Ok(()),
-            len => {
-                self.file.write_at(&[IoSlice::new(&[0; BLOCK][..len as usize])], offset)?;
-                self.file.sync()
+        // Only what the file already holds: a full disk could not take more, not even in place of a hole.
+        let wiped = self.file.len().and_then(|len| {
+            let mut there = [0; BLOCK];
+            let there = &mut there[..len.saturating_sub(offset).min(BLOCK_U64) as usize];
+            self.file.read_at(there, offset)?;
+            if there.iter().all(|b| *b == 0) {
+                return Ok(());
             }
+            there.fill(0);
+            self.file.write_at(&[IoSlice::new(there)], offset)?;
+            self.file.sync()
         });
         match wiped {
             Ok(()) => why,

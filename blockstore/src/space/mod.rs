@@ -2,8 +2,10 @@
 
 mod compact;
 mod files;
+mod reserve;
 mod table;
 
 pub use compact::{compact, CompactJob};
 pub use files::{segment_name, Segments};
+pub use reserve::{give_up, Purpose, Reserve};
 pub use table::Segment;

@@ -107,6 +107,9 @@ impl Server {
                     if let Err(e) = self.pool.cleaned(job, outcome) {
                         warn!(error = %e, "cleaning failed");
                     }
+                    if !self.pool.has_reserve() {
+                        self.pool.keep_reserve();
+                    }
                 }
                 Done::Spare(id, outcome) => {
                     self.spare_pending = false;

@@ -46,7 +46,7 @@ impl Large {
     fn piece(&self, whole: u64) -> usize {
         let at = self.request.offset.wrapping_add(self.done);
         let skew = at % blockstore::limits::BLOCK_U64;
-        let most = if self.is_read() { READ_PIECE } else { PIECE };
+        let most = if self.request.command == Command::Read { READ_PIECE } else { PIECE };
         (whole - self.done).min(most as u64 - skew) as usize
     }
 
@@ -107,10 +107,48 @@ impl Large {
         }
     }
 
-    /// Whether bytes come in or go out.
-    pub fn is_read(&self) -> bool {
-        self.request.payload == 0
+    /// Stores one piece of zeros.
+    pub fn zero(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics) -> Piece {
+        let (request, whole) = (self.request, self.request.length);
+        let len = self.piece(whole) as u64;
+        match pool.write_zeroes(session.view.volume, request.offset + self.done, len, true) {
+            Ok(()) => self.done += len,
+            Err(e) => return Piece::Over(0, Some(Err((request, session.errno(metrics, &e), e.to_string())))),
+        }
+        if self.done < whole {
+            return Piece::More(0);
+        }
+        Piece::Over(0, Some(Ok(request)))
     }
+
+    /// What it moves.
+    pub fn kind(&self) -> Kind {
+        match self.request.command {
+            Command::Read => Kind::Data,
+            Command::WriteZeroes if self.request.payload == 0 => Kind::Zeros,
+            _ => Kind::Payload,
+        }
+    }
+
+    /// The data that one piece moves at most.
+    pub fn piece_bytes(&self) -> u64 {
+        if self.kind() == Kind::Zeros {
+            PIECE as u64
+        } else {
+            READ_PIECE as u64
+        }
+    }
+}
+
+/// What a large request moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A payload that comes in.
+    Payload,
+    /// Data that goes out.
+    Data,
+    /// Zeros that are stored.
+    Zeros,
 }
 
 impl Session {
@@ -118,7 +156,10 @@ impl Session {
     /// it has to be: an error behind its first piece can be told by a disconnect alone.
     pub(super) fn is_large(&self, request: &Request) -> bool {
         let whole = if self.chunked(request) { READ_PIECE } else { PIECE };
-        request.payload as usize > PIECE || request.command == Command::Read && request.length > whole as u64
+        let stores_zeros = request.command == Command::WriteZeroes && request.flags & nbd::FLAG_NO_HOLE != 0;
+        request.payload as usize > PIECE
+            || request.command == Command::Read && request.length > whole as u64
+            || stores_zeros && request.length > PIECE as u64
     }
 
     /// Whether a read may be answered in several chunks, with holes.

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::nbd::limits::PAYLOAD_MAX;
 use crate::nbd::{self, Command, Errno, Negotiated, Parsed, Request};
 use blockstore::{Ahead, Error, ErrorKind, Pool, View};
-use large::{Large, Piece};
+use large::{Kind, Large, Piece};
 
 /// A reply that waits for a sync.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,7 @@ const TURN_COST: u64 = 9;
 /// Cost of asking for extents, and of forgetting blocks.
 const STATUS_COST: u64 = 16;
 const CHANGE_COST: u64 = 4;
+const STORED_ZEROS_ARE_SLOW: &str = "storing zeros is not faster than writing them";
 /// Payload bytes in one group of writes.
 const RUN_BYTES_MAX: usize = PIECE;
 
@@ -96,7 +97,7 @@ impl Session {
             }
             let rest = input.get(used..).unwrap_or_default();
             if let Some(large) = self.large.take() {
-                spent += cost(READ_PIECE as u64);
+                spent += cost(large.piece_bytes());
                 match self.piece(large, pool, metrics, rest, out, waits) {
                     Piece::More(n) | Piece::Over(n, _) => used += n,
                     Piece::Need(whole) => return (used, Next::Read(whole)),
@@ -140,9 +141,15 @@ impl Session {
 
     /// Starts a request that is carried out in pieces, or passes over its payload.
     fn begin(&mut self, request: Request, metrics: &mut Metrics, out: &mut Vec<u8>) {
-        let bounds = self.bounds(&request);
+        let slow = nbd::FLAG_NO_HOLE | nbd::FLAG_FAST_ZERO;
+        let bounds = match self.bounds(&request) {
+            Ok(()) if request.command == Command::WriteZeroes && request.flags & slow == slow => {
+                Err((Errno::NotSup, STORED_ZEROS_ARE_SLOW))
+            }
+            bounds => bounds,
+        };
         if request.payload == 0 {
-            metrics.requests[0] += 1;
+            metrics.requests[if request.command == Command::Read { 0 } else { 2 }] += 1;
             if let Err((errno, why)) = bounds {
                 metrics.errors += 1;
                 return self.fail(out, &request, errno, why);
@@ -170,10 +177,10 @@ impl Session {
         out: &mut Vec<u8>,
         waits: &mut Vec<Wait>,
     ) -> Piece {
-        let piece = if large.is_read() {
-            large.load(self, pool, metrics, out)
-        } else {
-            large.store(self, pool, metrics, input)
+        let piece = match large.kind() {
+            Kind::Data => large.load(self, pool, metrics, out),
+            Kind::Payload => large.store(self, pool, metrics, input),
+            Kind::Zeros => large.zero(self, pool, metrics),
         };
         match &piece {
             Piece::Over(_, Some(Ok(request))) => self.done(out, request, waits),
@@ -278,7 +285,7 @@ impl Session {
             Command::WriteZeroes => {
                 let store = request.flags & nbd::FLAG_NO_HOLE != 0;
                 if store && request.flags & nbd::FLAG_FAST_ZERO != 0 {
-                    self.fail(out, request, Errno::NotSup, "storing zeros is not faster than writing them");
+                    self.fail(out, request, Errno::NotSup, STORED_ZEROS_ARE_SLOW);
                     return 1;
                 }
                 pool.write_zeroes(volume, request.offset, request.length, store)
@@ -411,8 +418,10 @@ impl Session {
             _ => Errno::Io,
         };
         metrics.no_space += u64::from(errno == Errno::NoSpace);
-        if errno == Errno::Io {
-            tracing::error!(export = self.agreed.export.name, %error, "a request failed");
+        match errno {
+            Errno::Io => tracing::error!(export = self.agreed.export.name, %error, "a request failed"),
+            Errno::NoSpace => tracing::debug!(export = self.agreed.export.name, %error, "a request found no space"),
+            _ => {}
         }
         errno
     }

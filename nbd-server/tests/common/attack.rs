@@ -1,6 +1,6 @@
 //! Clients that mean harm, or are merely broken. Each runs until `stop` is set.
 
-use super::wire::{self, FLUSH, READ, STATUS, TRIM, WRITE};
+use super::wire::{self, FLUSH, READ, STATUS, TRIM, WRITE, ZEROES};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -14,7 +14,7 @@ const THEIRS: u64 = 64 << 20;
 pub type Attack = fn(&Path, &AtomicBool);
 
 /// All attacks, by name.
-pub const ATTACKS: [(&str, Attack); 10] = [
+pub const ATTACKS: [(&str, Attack); 11] = [
     ("rubbish", rubbish),
     ("half a request", half_a_request),
     ("4 GiB option", giant_option),
@@ -25,6 +25,7 @@ pub const ATTACKS: [(&str, Attack); 10] = [
     ("greedy readers", greedy),
     ("floods of small requests", floods),
     ("vanishing writers", vanishing),
+    ("storers of zeros", zeros),
 ];
 
 fn connect(socket: &Path) -> Option<UnixStream> {
@@ -197,4 +198,16 @@ pub fn during<T>(attack: Attack, attackers: usize, socket: &Path, work: impl FnO
         sleep(Duration::from_millis(200));
         work()
     })
+}
+
+/// Few bytes ask for much writing.
+pub fn zeros(socket: &Path, stop: &AtomicBool) {
+    const NO_HOLE: u16 = 2;
+    while go_on(stop) {
+        let Some(mut stream) = inside(socket) else { continue };
+        for _ in 0..4 {
+            let _ = stream.write_all(&wire::request(ZEROES, NO_HOLE, 1, THEIRS, 128 << 20));
+        }
+        let _ = stream.read(&mut [0; 64]);
+    }
 }
