@@ -10,5 +10,5 @@ from .store import built
 def measure(args):
     """What `cairn-bench io` prints; its files lie where those of the other parts do."""
     with scratch() as folder:
-        _, out, _ = run(built(), "io", folder, "--seconds", "0.1" if args.quick else "1", timeout=1800)
+        _, out, _ = run(built(), "io", folder, "--seconds", "0.02" if args.quick else "0.2", timeout=1800)
         return json.loads(out)

@@ -22,7 +22,7 @@ fn main() {
         },
         ["cost", folder] => cost::measure(Path::new(folder)),
         ["io", folder, rest @ ..] => match rest {
-            [] => io::measure(Path::new(folder), Duration::from_secs(1)),
+            [] => io::measure(Path::new(folder), Duration::from_millis(200)),
             ["--seconds", seconds] => match seconds.parse().map(Duration::try_from_secs_f64) {
                 Ok(Ok(slot)) => io::measure(Path::new(folder), slot),
                 _ => return usage(),
