@@ -146,7 +146,9 @@ def ways(found):
             rows.append([row["way"], us(row["us"]), f"{us(row['low_us'])} to {us(row['high_us'])}", us(row["cpu_us"]),
                          f"{row['to_first']:.2f}", row["kernel_workers"] or ""])
     head = ["", "us per request", "lowest to highest round", "processor us", "/ first", "kernel threads made"]
-    return f"Linux {found['kernel']}, {found['file_system']}.\n\n" + table(head, rows)
+    where = (f"Linux {found['kernel']}, {found['file_system']}; {found['rounds']} rounds; other processes kept "
+             f"{found['others_cores']:.1f} cores busy meanwhile.")
+    return f"{where}\n\n{table(head, rows)}"
 
 
 def rested(found):

@@ -10,7 +10,7 @@ mod ring;
 mod socket;
 mod tokio;
 
-use bench::{Bench, Run};
+use bench::{Bench, Others, Run};
 use serde_json::{json, Value};
 use std::io;
 use std::path::Path;
@@ -115,7 +115,7 @@ pub fn measure(folder: &Path, slot: Duration) -> blockstore::Result<Value> {
 }
 
 fn rounds(bench: &Bench) -> io::Result<Value> {
-    let mut work = Vec::new();
+    let (others, mut work) = (Others::start(), Vec::new());
     for (name, ways) in WORK {
         let mut found: Vec<Vec<Run>> = ways.iter().map(|_| Vec::new()).collect();
         for _ in 0..ROUNDS {
@@ -126,9 +126,14 @@ fn rounds(bench: &Bench) -> io::Result<Value> {
         let rows: Vec<Value> = ways.iter().zip(&found).map(|((way, _), runs)| row(way, runs, &found[0])).collect();
         work.push(json!({"work": name, "ways": rows}));
     }
-    Ok(
-        json!({"kernel": kernel(), "file_system": bench.file_system()?, "rounds": ROUNDS, "slot_s": bench.slot.as_secs_f64(), "work": work}),
-    )
+    Ok(json!({
+        "kernel": kernel(),
+        "file_system": bench.file_system()?,
+        "rounds": ROUNDS,
+        "slot_s": bench.slot.as_secs_f64(),
+        "others_cores": others.cores(),
+        "work": work,
+    }))
 }
 
 /// One measurement; `None` if the kernel has no such thing or does not let us have it.

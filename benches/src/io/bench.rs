@@ -134,6 +134,29 @@ impl Watch {
     }
 }
 
+/// Processor time that other processes take, to say how quiet the machine was.
+pub struct Others(f64, Instant);
+
+impl Others {
+    pub fn start() -> Self {
+        Self(busy_us() - cpu_us(), Instant::now())
+    }
+
+    /// How many cores they kept busy on average.
+    pub fn cores(&self) -> f64 {
+        (busy_us() - cpu_us() - self.0) / (self.1.elapsed().as_secs_f64() * 1e6)
+    }
+}
+
+/// Microseconds that all cores together have not been idle (proc_stat(5)).
+fn busy_us() -> f64 {
+    const TICK_US: f64 = 1e4;
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = text.lines().next().unwrap_or_default().split_whitespace().skip(1).map(|n| n.parse().unwrap_or(0.0));
+    // user, nice, system, idle, iowait, irq, softirq
+    all.take(7).enumerate().filter(|(i, _)| !(3..5).contains(i)).map(|(_, ticks): (_, f64)| ticks * TICK_US).sum()
+}
+
 /// Microseconds of processor time that the process has taken.
 fn cpu_us() -> f64 {
     // SAFETY: a plain structure of integers, for which zeros are valid; the call only fills it.
