@@ -132,6 +132,25 @@ def forked(found):
         ["forking, p99", ms(found["fork_ms"]["p99"]), "<= 5 ms", verdict(found["fork_ms"]["p99"] <= 5)]])
 
 
+def ways(found):
+    def us(value):
+        return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+    rows = []
+    for work in found["work"]:
+        rows.append([f"**{work['work']}**", "", "", "", "", ""])
+        for row in work["ways"]:
+            if row["us"] is None:
+                rows.append([row["way"], "not to be had here", "", "", "", ""])
+                continue
+            rows.append([row["way"], us(row["us"]), f"{us(row['low_us'])} to {us(row['high_us'])}", us(row["cpu_us"]),
+                         f"{row['to_first']:.2f}", row["kernel_workers"] or ""])
+    head = ["", "us per request", "lowest to highest round", "processor us", "/ first", "kernel threads made"]
+    where = (f"Linux {found['kernel']}, {found['file_system']}; {found['rounds']} rounds; other processes kept "
+             f"{found['others_cores']:.1f} cores busy meanwhile.")
+    return f"{where}\n\n{table(head, rows)}"
+
+
 def rested(found):
     size = found["resident_bytes"]
     return table(["", "measured", "target", ""], [
@@ -151,6 +170,10 @@ SECTIONS = [  # result, title, text, table
     ("rest", "At rest", "", rested),
     ("hostile", "Beside hostile clients", "One honest client writes, reads and flushes while others misbehave; all "
      "share the cores, so that the figures contain the attackers' own computing.", attacked),
+    ("io", "Ways to reach the disk and the sockets", "Without the store: its system calls beside io_uring and "
+     "tokio-uring, on a file written before and cached, in turns. The first way of each is the store's own; processor "
+     "time is of all threads, a client's and the kernel's workers among them. `docs/decisions/0013-io-uring.md` draws "
+     "the conclusions.", ways),
 ]
 
 

@@ -95,11 +95,15 @@ def pause(args):
         return {"checkpoint_ms": spread(commands), "write_gap_ms": spread(gaps), "gap_without_ms": spread(quiet)}
 
 
+def built():
+    """The path of `cairn-bench`, which is as new as its source."""
+    run("cargo", "build", "--release", "--locked", "--quiet", "-p", "cairn-bench", timeout=1800, cwd=ROOT)
+    return os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target"), "release", "cairn-bench")
+
+
 def cost(args):
     """The cost table, on a pool made synthetically."""
-    run("cargo", "build", "--release", "--locked", "--quiet", "-p", "cairn-bench", timeout=1800, cwd=ROOT)
-    binary = os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target"), "release", "cairn-bench")
-    found = {}
+    binary, found = built(), {}
     for name, gib, words in (
         ("sequential", 16 if args.quick else args.gib, ()),
         ("scattered", 1 if args.quick else min(args.gib, 32), ("--scattered",)),

@@ -1,12 +1,15 @@
 //! `cairn-bench make DIR --mapped GIB [--scattered]` makes a pool with a volume `big` of which so
 //! much is mapped, in sequence or in blocks all over it; `cairn-bench cost DIR` measures on it what the
-//! store promises not to grow. Both print one JSON object. `make bench` runs them.
+//! store promises not to grow; `cairn-bench io DIR [--seconds N]` compares ways to reach the disk and the
+//! sockets, N seconds each per round. All print one JSON object. `make bench` runs them.
 
 mod cost;
+mod io;
 mod make;
 mod thin_disk;
 
 use std::path::Path;
+use std::time::Duration;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -18,6 +21,14 @@ fn main() {
             _ => return usage(),
         },
         ["cost", folder] => cost::measure(Path::new(folder)),
+        ["io", folder, rest @ ..] => match rest {
+            [] => io::measure(Path::new(folder), Duration::from_millis(200)),
+            ["--seconds", seconds] => match seconds.parse().map(Duration::try_from_secs_f64) {
+                Ok(Ok(slot)) => io::measure(Path::new(folder), slot),
+                _ => return usage(),
+            },
+            _ => return usage(),
+        },
         _ => return usage(),
     };
     match done {
@@ -30,6 +41,6 @@ fn main() {
 }
 
 fn usage() {
-    eprintln!("usage: cairn-bench make DIR --mapped GIB [--scattered] | cairn-bench cost DIR");
+    eprintln!("usage: cairn-bench make DIR --mapped GIB [--scattered] | cost DIR | io DIR [--seconds N]");
     std::process::exit(2);
 }
