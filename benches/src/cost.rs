@@ -100,6 +100,8 @@ pub fn measure(folder: &Path) -> Result<Value> {
     }
     while pool.reap(4096)? {}
 
+    let after_gib = checkpoints_after_a_gib(&mut pool, big)?;
+
     // The part of an anchor that the clients wait for, with a map that has changed everywhere.
     for count in [1_000, 16_000] {
         write_some(&mut pool, big, count)?;
@@ -122,6 +124,7 @@ pub fn measure(folder: &Path) -> Result<Value> {
         "open_ms": first_open,
         "open_after_kill_ms": open_after_kill,
         "checkpoint": checkpoints.figures(),
+        "checkpoint_after_gib": after_gib.figures(),
         "restore": restores.figures(),
         "fork": forks.figures(),
         "delete_checkpoint": deletes.figures(),
@@ -134,6 +137,41 @@ pub fn measure(folder: &Path) -> Result<Value> {
         "resident_before_walk_bytes": before,
         "resident_bytes": resident(),
     }))
+}
+
+/// Checkpoints right behind 1 GiB that was written as fast as it goes, handed to the disk and cleaned up behind
+/// as the daemon does.
+fn checkpoints_after_a_gib(pool: &mut Pool, volume: VolumeId) -> Result<Times> {
+    const MIB: u64 = 1 << 20;
+    let (mut times, data) = (Times::default(), vec![0x44; MIB as usize]);
+    for _ in 0..20 {
+        for mib in 0..1024 {
+            pool.write(volume, mib * MIB, &data)?;
+            if let Some(range) = pool.take_writeback(volume) {
+                range.start();
+            }
+            if let Some(job) = pool.settle_job(volume) {
+                let outcome = job.run();
+                pool.settled(&job, outcome)?;
+            }
+            if pool.wants_anchor() {
+                pool.anchor(Cleaning::Busy)?;
+            }
+            if let Some(job) = pool.clean_job() {
+                let outcome = job.run();
+                pool.cleaned(job, outcome)?;
+            }
+        }
+        times.time(pool, |pool| pool.create_checkpoint(volume, ""))?;
+        // What the checkpoint holds would fill the disk.
+        let oldest = pool.checkpoints(volume)?.last().map(|c| c.name);
+        if let Some(name) = oldest {
+            let job = pool.delete_checkpoint(volume, name)?;
+            pool.finish(job)?;
+            while pool.reap(4096)? {}
+        }
+    }
+    Ok(times)
 }
 
 /// Map bytes that a checkpoint costs per 256 KiB region written since the one before.
