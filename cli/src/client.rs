@@ -1,6 +1,7 @@
 //! Talking to the daemon, or being it for one command.
 
-use nbd_server::control;
+use blockstore::{Pool, PoolOptions, RecoveryReport};
+use nbd_server::{control, open_pool, while_in_use, PoolLock};
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -85,13 +86,33 @@ pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
     answer(&line)
 }
 
+/// What carries out a command.
+pub enum Reached {
+    /// The daemon of the pool.
+    Daemon(UnixStream),
+    /// This process: it holds the pool.
+    Own(Box<(PoolLock, Pool, RecoveryReport)>),
+}
+
+/// Finds the daemon of the pool in `folder`, or opens the pool; `create` makes the pool if need be. A daemon
+/// that is about to answer is waited for.
+pub fn reach(folder: &Path, create: bool) -> Result<Reached, Failure> {
+    let is_busy = |failure: &Failure| failure.kind == "busy";
+    while_in_use(is_busy, || {
+        if let Some(stream) = connect(folder)? {
+            return Ok(Reached::Daemon(stream));
+        }
+        Ok(Reached::Own(Box::new(open_pool(folder, create, PoolOptions::default())?)))
+    })
+}
+
 /// Carries out one command, by the daemon or on the pool itself.
 pub fn carry_out(folder: &Path, request: &Value) -> Result<Value, Failure> {
-    if let Some(mut stream) = connect(folder)? {
-        return ask(&mut stream, request);
-    }
     let create = request.get("op").and_then(Value::as_str) == Some("volume.create");
-    let (_lock, mut pool, report) = nbd_server::open_pool(folder, create, blockstore::PoolOptions::default())?;
+    let (_lock, mut pool, report) = match reach(folder, create)? {
+        Reached::Daemon(mut stream) => return ask(&mut stream, request),
+        Reached::Own(own) => *own,
+    };
     report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
     let outcome = control::handle(&mut pool, request)?;
     if let Some(job) = outcome.job {

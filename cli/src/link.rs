@@ -1,11 +1,11 @@
 //! The way to a pool for long work: its daemon's control socket, or a daemon in this process that
 //! lives as long as the work.
 
-use crate::client::{self, Failure};
+use crate::client::{self, Failure, Reached};
 use crate::logging::{self, LogFormat, LogLevel};
 use crate::output::Progress;
-use blockstore::PoolOptions;
-use nbd_server::{open_pool, PoolLock, Server, ServerOptions, Stopper};
+use blockstore::{Pool, RecoveryReport};
+use nbd_server::{PoolLock, Server, ServerOptions, Stopper};
 use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,10 @@ pub struct Link {
 impl Link {
     /// Finds the daemon of the pool in `folder`, or becomes it; `create` makes the pool if need be.
     pub fn open(folder: &Path, create: bool) -> Result<Self, Failure> {
-        let own = if client::connect(folder)?.is_some() { None } else { Some(Own::start(folder, create)?) };
+        let own = match client::reach(folder, create)? {
+            Reached::Daemon(_) => None,
+            Reached::Own(own) => Some(Own::start(folder, *own)?),
+        };
         Ok(Self { folder: folder.to_owned(), own })
     }
 
@@ -51,8 +54,8 @@ impl Drop for Link {
 }
 
 impl Own {
-    fn start(folder: &Path, create: bool) -> Result<Self, Failure> {
-        let (lock, pool, report) = open_pool(folder, create, PoolOptions::default())?;
+    fn start(folder: &Path, opened: (PoolLock, Pool, RecoveryReport)) -> Result<Self, Failure> {
+        let (lock, pool, report) = opened;
         logging::start(LogLevel::Warn, LogFormat::Text);
         report.dropped.iter().for_each(|why| tracing::warn!(why, "recovery dropped something"));
         let options = ServerOptions { folder: folder.to_owned(), listen: Vec::new(), spares: 0, tls: None };

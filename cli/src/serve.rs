@@ -3,8 +3,8 @@
 use crate::args::{parse_size, Cli, ServeArgs};
 use crate::client::Failure;
 use crate::logging;
-use blockstore::PoolOptions;
-use nbd_server::{open_pool, Listen, Server, ServerOptions, Tls, TlsFiles};
+use blockstore::{Error, ErrorKind, PoolOptions};
+use nbd_server::{open_pool, while_in_use, Listen, Server, ServerOptions, Tls, TlsFiles};
 use std::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -35,7 +35,8 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         .ok_or_else(|| Failure::new("invalid", format!("{:?} is not a size: use 256M, 1G, …", args.map_cache)))?;
     let options = PoolOptions { map_cache, ..PoolOptions::default() };
     let begin = Instant::now();
-    let (_lock, pool, report) = open_pool(&folder, true, options)?;
+    let is_busy = |e: &Error| e.kind() == ErrorKind::Busy;
+    let (_lock, pool, report) = while_in_use(is_busy, || open_pool(&folder, true, options))?;
     let time_ms = begin.elapsed().as_millis() as u64;
     let (batches, changes, bytes) = (report.batches, report.records, report.bytes);
     info!(pool = %folder.display(), time_ms, batches, changes, bytes, "the pool is open");

@@ -1,4 +1,8 @@
 //! Opening a pool folder: lock, clock, identity.
+//!
+//! Invariants
+//!   * whoever finds the lock held says so only after [`LOCK_WAIT`]: a daemon that starts, a daemon that ends
+//!     and a command without a daemon each hold it for a moment during which nobody answers.
 
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::{Clock, Error, ErrorKind, Pool, PoolOptions, RecoveryReport, Result};
@@ -8,7 +12,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long a lock that somebody else holds is asked for.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Time between two tries.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// The machine's clock.
 pub struct SystemClock;
@@ -33,12 +43,29 @@ impl PoolLock {
         // SAFETY: a plain system call on an open descriptor.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             let text = format!(
-                "the pool {} is in use by another process: stop it, or use its control socket",
+                "the pool {} is in use by another process, which does not answer commands yet: try again, or stop it",
                 folder.display()
             );
             return Err(Error::new(ErrorKind::Busy, text));
         }
         Ok(Self { _file: file })
+    }
+}
+
+/// Calls `attempt` until it says something else than that the pool is in use, or [`LOCK_WAIT`] is over.
+///
+/// # Errors
+/// What the last attempt said.
+pub fn while_in_use<T, E>(
+    is_busy: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let begin = Instant::now();
+    loop {
+        match attempt() {
+            Err(e) if is_busy(&e) && begin.elapsed() < LOCK_WAIT => thread::sleep(LOCK_RETRY),
+            outcome => return outcome,
+        }
     }
 }
 
