@@ -101,9 +101,17 @@ pub fn answer(line: &str) -> Result<Value, Failure> {
     Failure::of(&answer).map_or(Ok(answer), Err)
 }
 
+/// Sends one command. A daemon that does not listen any more may have said why: that is read next.
+pub fn send(stream: &mut UnixStream, request: &Value) -> Result<(), Failure> {
+    match stream.write_all(format!("{request}\n").as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Sends one command and reads its answer.
 pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
-    stream.write_all(format!("{request}\n").as_bytes())?;
+    send(stream, request)?;
     let mut line = String::new();
     if BufReader::new(stream).read_line(&mut line)? == 0 {
         return Err(gone());

@@ -2,13 +2,12 @@
 //! lives as long as the work.
 
 use crate::client::{self, Failure, Intent, Reached, CONTROL};
-use crate::logging::{self, LogFormat, LogLevel};
 use crate::output::Progress;
 use blockstore::{Pool, RecoveryReport};
 use nbd_server::{is_read_only, random_id, PoolLock, Server, ServerOptions, Stopper};
 use serde_json::Value;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -92,8 +91,8 @@ impl Own {
         opened: (PoolLock, Pool, RecoveryReport),
     ) -> Result<Self, Failure> {
         let (lock, pool, report) = opened;
-        logging::start(LogLevel::Warn, LogFormat::Text);
-        report.dropped.iter().for_each(|why| tracing::warn!(why, "recovery dropped something"));
+        // A log of its own would say twice what the command says.
+        report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
         let (folder, control) = (folder.to_owned(), Some(control.to_owned()));
         let server = Server::new(pool, ServerOptions { folder, control, listen: Vec::new(), spares: 0, tls: None })?;
         let stopper = server.stopper();
@@ -110,7 +109,7 @@ impl Own {
 
 /// Sends `request` and reads lines until the answer; lines before it tell of progress.
 pub fn ask_long(stream: &mut UnixStream, request: &Value, progress: &mut Progress) -> Result<Value, Failure> {
-    stream.write_all(format!("{request}\n").as_bytes())?;
+    client::send(stream, request)?;
     loop {
         let answer = client::answer(&read_line(stream)?)?;
         let Some(told) = answer.get("progress") else { return Ok(answer) };

@@ -158,10 +158,7 @@ impl Nbd {
             let why = String::from_utf8_lossy(self.body.get(6..).unwrap_or_default());
             return Err(match errno {
                 28 => Failure::new("no_space", why),
-                5 => Failure::new(
-                    "io",
-                    format!("{why}: cairn scrub names all that is damaged, see also the daemon's log"),
-                ),
+                5 => Failure::new("io", format!("{why}: cairn scrub names all that is damaged")),
                 _ => Failure::new("io", why),
             });
         }

@@ -211,7 +211,14 @@ fn rubbish_on_the_control_socket() {
     // More connections than anybody needs.
     let mut held: Vec<_> = (0..200).map(|_| pool.control()).collect();
     let last = held.last_mut().expect("connections");
-    assert_eq!(last.ask(r#"{"op":"stats"}"#)["error"]["kind"], "busy");
+    assert_eq!(last.line()["error"]["kind"], "busy");
+    for _ in 0..20 {
+        let (code, said) = pool.fails(&["stats"]);
+        assert!(
+            code == 4 && said.contains("try again"),
+            "a command is told why, whenever it is cut off: {code} {said}"
+        );
+    }
     drop(held);
     read(&mut client, 0, 512);
     while pool.run(&["stats"]).status.code() == Some(4) {

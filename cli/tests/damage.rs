@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 fn findings(pool: &Pool, args: &[&str]) -> Vec<String> {
     let out = pool.run(&[&["--json"], args].concat());
-    assert_eq!(out.status.code(), Some(5), "{}", String::from_utf8_lossy(&out.stderr));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(5), "{said}");
+    assert_eq!(serde_json::from_str::<Value>(&said).expect("one JSON value")["error"]["kind"], "corrupt", "{said}");
     let answer: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     let all = answer.get("damaged").or(answer.get("problems")).and_then(Value::as_array).expect("findings");
     all.iter().map(|line| line.as_str().expect("a line").to_owned()).collect()
