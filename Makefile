@@ -2,7 +2,7 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test interop build setup bench fuzz
+.PHONY: help demo test interop build install setup bench fuzz
 
 help: ## These lines.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,20 @@ interop: ## Every NBD client against a fresh daemon.
 
 build: ## The release binary.
 	cargo build --release --locked -p cairn
+
+# Where `make build` puts the binary; where `make install` puts things, below DESTDIR for packages.
+BIN ?= $(CARGO_TARGET_DIR)/release/cairn
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+install: ## The release binary with man pages and completions below PREFIX (/usr/local); make build comes first.
+	@test -x "$(BIN)" || { echo "make: there is no $(BIN): run make build first, or give BIN=" >&2; exit 1; }
+	install -Dm755 "$(BIN)" "$(DESTDIR)$(PREFIX)/bin/cairn"
+	"$(BIN)" man "$(SHARE)/man/man1"
+	install -d "$(SHARE)/bash-completion/completions" "$(SHARE)/zsh/site-functions" "$(SHARE)/fish/vendor_completions.d"
+	"$(BIN)" completions bash >"$(SHARE)/bash-completion/completions/cairn"
+	"$(BIN)" completions zsh >"$(SHARE)/zsh/site-functions/_cairn"
+	"$(BIN)" completions fish >"$(SHARE)/fish/vendor_completions.d/cairn.fish"
 
 setup: ## Installs what demo and tests need and this machine lacks.
 	@scripts/setup test

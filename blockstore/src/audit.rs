@@ -6,17 +6,18 @@
 //!     when the audit is over;
 //!   * the pool's thread pays for one anchor and a copy of the checksums that have no directory yet.
 //!
-//! Not here: what is verified (`check`), threads.
+//! Not here: what is verified (`check`, `scrub`), threads.
 
 use crate::anchor::AnchorJob;
 use crate::anchor::Cleaning;
-use crate::check::{CheckReport, ScrubReport, Ticker};
+use crate::check::{CheckReport, Ticker};
 use crate::checkpoint::can_reap;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::Anchor;
 use crate::pool::{Pool, PoolOptions};
-use crate::types::{Clock, SegmentId};
+use crate::scrub::{ScrubPart, ScrubReport};
+use crate::types::{CheckpointName, Clock, SegmentId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -85,10 +86,18 @@ impl Audit {
         self.0.check_with(ticker)
     }
 
-    /// Reads and verifies every block that `volume` holds with its checkpoints, or every block of
-    /// the pool.
-    pub fn scrub(&mut self, volume: Option<&str>, ticker: &mut Ticker<'_>) -> Result<ScrubReport> {
-        let volume = volume.map(|name| self.0.volume_id(name)).transpose()?;
-        self.0.scrub_with(volume, ticker)
+    /// Reads and verifies every block that a volume holds with its checkpoints, that one checkpoint holds, or
+    /// that the pool holds.
+    pub fn scrub(
+        &mut self,
+        what: Option<(&str, Option<CheckpointName>)>,
+        ticker: &mut Ticker<'_>,
+    ) -> Result<ScrubReport> {
+        let part = match what {
+            None => ScrubPart::Pool,
+            Some((volume, None)) => ScrubPart::Volume(self.0.volume_id(volume)?),
+            Some((volume, name)) => ScrubPart::State(self.0.view(self.0.volume_id(volume)?, name)?.root),
+        };
+        self.0.scrub_with(part, ticker)
     }
 }

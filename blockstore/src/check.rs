@@ -1,17 +1,24 @@
-//! The checker: walks every root and recomputes what the running store keeps up to date; and the
-//! scrubber: reads every block that some root reaches and verifies its checksum.
+//! The checker: walks every root and recomputes what the running store keeps up to date.
 //!
 //! Invariants
-//!   * a damaged page or block is reported and passed over: one finding never hides the others;
+//!   * a damaged page is reported and passed over: one finding never hides the others, except that accounts
+//!     are compared only with roots that were read whole;
+//!   * what is wrong with many slots of a segment is one finding;
 //!   * memory follows the map's size, not the data's.
+//!
+//! Not here: reading the data (`scrub`).
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::anchor::RootKind;
 use crate::format::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
-use crate::limits::{BLOCK, BLOCK_U64, SEGMENT_SLOTS};
-use crate::map::{Ref, FANOUT};
+use crate::limits::SEGMENT_SLOTS;
+use crate::map::{span, Ref, FANOUT};
 use crate::pool::Pool;
-use crate::types::{RootId, SegmentId, SlotAddr, VolumeId};
+use crate::types::{RootId, SegmentId, SlotAddr};
 use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Map pages of one segment that are named one by one.
+const PAGES_SHOWN: usize = 4;
 
 /// Told how much is done and how much there is, in the work's own unit; `false` ends the work.
 pub type Ticker<'a> = dyn FnMut(u64, u64) -> bool + 'a;
@@ -29,34 +36,52 @@ pub struct CheckReport {
     pub leaked: u64,
 }
 
-/// What a scrub found.
-#[derive(Clone, Debug, Default)]
-pub struct ScrubReport {
-    /// Data blocks read.
-    pub blocks: u64,
-    /// Damage found, in words.
-    pub damaged: Vec<String>,
+/// Map nodes that could not be read for one reason.
+struct Lost {
+    nodes: u64,
+    /// The first block below them, and the last.
+    blocks: (u64, u64),
 }
 
+/// What the roots reach.
 #[derive(Default)]
-struct Found {
-    live: BTreeMap<SegmentId, Box<Bitmap>>,
+pub(crate) struct Found {
+    pub live: BTreeMap<SegmentId, Box<Bitmap>>,
     nodes: HashMap<SlotAddr, usize>,
     seen: HashSet<Ref>,
+    /// By what was said when reading.
+    lost: BTreeMap<String, Lost>,
 }
 
 impl Found {
+    fn lose(&mut self, why: &Error, base: u64, level: u8) {
+        let last = base + (span(level) - 1);
+        let entry = self.lost.entry(why.to_string()).or_insert(Lost { nodes: 0, blocks: (base, last) });
+        entry.nodes += 1;
+        entry.blocks = (entry.blocks.0.min(base), entry.blocks.1.max(last));
+    }
+
+    /// What could not be read below the root called `label`; empties it.
+    pub fn take_lost(&mut self, label: &str) -> Vec<String> {
+        let line = |(why, lost): (String, Lost)| {
+            let (first, last) = lost.blocks;
+            let among = if lost.nodes == 1 { String::new() } else { format!(", {} map nodes", lost.nodes) };
+            format!("{label} blocks {first} to {last}{among}: where their data is cannot be read: {why}")
+        };
+        std::mem::take(&mut self.lost).into_iter().map(line).collect()
+    }
+
     fn mark(&mut self, addr: SlotAddr) {
         let map = self.live.entry(addr.segment()).or_insert_with(|| Box::new([0; BITMAP_WORDS]));
         map[addr.slot() as usize / 64] |= 1 << (addr.slot() % 64);
     }
 
-    fn blocks(&self) -> u64 {
+    pub fn blocks(&self) -> u64 {
         self.live.values().flat_map(|bits| bits.iter()).map(|w| u64::from(w.count_ones())).sum()
     }
 }
 
-fn tick(ticker: &mut Ticker<'_>, done: u64, total: u64) -> Result<()> {
+pub(crate) fn tick(ticker: &mut Ticker<'_>, done: u64, total: u64) -> Result<()> {
     if ticker(done, total) {
         return Ok(());
     }
@@ -77,14 +102,15 @@ impl Pool {
         for id in roots {
             report.roots += 1;
             let tree = self.roots.get(id).map;
-            let walked = self.walk(tree.top, tree.level, &mut found, &mut |done| tick(ticker, done, nodes));
-            match walked {
-                Err(e) if e.kind() == ErrorKind::Closed => return Err(e),
-                Err(e) => report.problems.push(format!("root {}: {e}", id.0)),
-                Ok(()) => {}
-            }
+            self.walk(tree.top, tree.level, 0, &mut found, &mut |done| tick(ticker, done, nodes))?;
+            report.problems.extend(found.take_lost(&self.label(id)));
         }
-        self.compare(&found, &mut report);
+        if report.problems.is_empty() {
+            self.compare(&found, &mut report);
+        } else {
+            report.blocks = found.blocks();
+            report.problems.push("the accounts were not compared, because parts of the map cannot be read".to_owned());
+        }
         Ok(report)
     }
 
@@ -94,7 +120,25 @@ impl Pool {
         counts.flat_map(|counts| counts.iter()).map(|n| u64::from(*n)).sum()
     }
 
-    fn walk(&mut self, at: Ref, level: u8, found: &mut Found, visit: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+    /// What a person calls a root.
+    pub(crate) fn label(&self, id: RootId) -> String {
+        let root = self.roots.get(id);
+        match (&root.kind, self.volumes.get(&root.volume)) {
+            (RootKind::Head, Some(volume)) => format!("{}@Current", volume.name),
+            (RootKind::Checkpoint { name, .. }, Some(volume)) => format!("{}@{name}", volume.name),
+            _ => "a deleted state".to_owned(),
+        }
+    }
+
+    /// Adds what lies below `at` to `found`, and what cannot be read to what is lost. Fails only when `visit` does.
+    pub(crate) fn walk(
+        &mut self,
+        at: Ref,
+        level: u8,
+        base: u64,
+        found: &mut Found,
+        visit: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
         if at == Ref::HOLE || !found.seen.insert(at) {
             return Ok(());
         }
@@ -103,13 +147,20 @@ impl Pool {
             *found.nodes.entry(page).or_default() += 1;
         }
         if level == 0 {
-            let leaf = self.map.leaf_of(at, &self.segments)?;
-            leaf.iter().filter(|bits| **bits != 0).for_each(|bits| found.mark(SlotAddr(*bits)));
+            match self.map.leaf_of(at, &self.segments) {
+                Ok(leaf) => leaf.iter().filter(|bits| **bits != 0).for_each(|bits| found.mark(SlotAddr(*bits))),
+                Err(e) => found.lose(&e, base, level),
+            }
             return Ok(());
         }
         for i in 0..FANOUT {
-            let child = self.map.child(at, i, &self.segments)?;
-            self.walk(child, level - 1, found, visit)?;
+            match self.map.child(at, i, &self.segments) {
+                Ok(child) => self.walk(child, level - 1, base + i as u64 * span(level - 1), found, visit)?,
+                Err(e) => {
+                    found.lose(&e, base, level);
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -119,26 +170,40 @@ impl Pool {
         for (id, segment) in self.segments.table.iter() {
             if segment.kind == SegmentKind::Map {
                 let counts = segment.nodes.as_ref().map_or(&[][..], |n| &n[..]);
+                let mut wrong = Vec::new();
                 for (slot, count) in counts.iter().enumerate() {
                     let addr = SlotAddr::new(id, slot as u32);
                     let real = found.nodes.get(&addr).copied().unwrap_or(0);
                     if real != usize::from(*count) {
-                        report.problems.push(format!("map page at {addr}: {count} nodes accounted, {real} reached"));
+                        wrong.push(format!("map page at {addr}: {count} nodes accounted, {real} reached"));
                     }
+                }
+                let more = wrong.len().saturating_sub(PAGES_SHOWN);
+                report.problems.extend(wrong.into_iter().take(PAGES_SHOWN));
+                if more > 0 {
+                    report.problems.push(format!("segment {}: the same of {more} more map pages", id.0));
                 }
                 continue;
             }
             let real = found.live.get(&id).unwrap_or(&none);
             report.blocks += real.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+            let mut dead = Vec::new();
             for slot in 0..SEGMENT_SLOTS {
                 let reached = real[slot as usize / 64] >> (slot % 64) & 1 == 1;
                 match (segment.is_live(slot), reached) {
-                    (false, true) => {
-                        report.problems.push(format!("segment {} slot {slot} is in use but accounted dead", id.0));
-                    }
+                    (false, true) => dead.push(slot),
                     (true, false) => report.leaked += 1,
                     _ => {}
                 }
+            }
+            match dead.as_slice() {
+                [] => {}
+                [slot] => report.problems.push(format!("segment {} slot {slot} is in use but accounted dead", id.0)),
+                [slot, ..] => report.problems.push(format!(
+                    "segment {}: {} slots are in use but accounted dead, the first is {slot}",
+                    id.0,
+                    dead.len()
+                )),
             }
         }
         for id in found.live.keys().filter(|id| self.segments.table.get(**id).is_none()) {
@@ -150,47 +215,5 @@ impl Pool {
         if self.segments.table.double_releases > 0 {
             report.problems.push(format!("{} slots were released twice", self.segments.table.double_releases));
         }
-    }
-
-    /// Reads every block that `volume` (or the pool) reaches; `ticker` is told of bytes.
-    pub(crate) fn scrub_with(&mut self, volume: Option<VolumeId>, ticker: &mut Ticker<'_>) -> Result<ScrubReport> {
-        let (mut found, mut report) = (Found::default(), ScrubReport::default());
-        let chosen = self.roots.iter().filter(|(_, root)| volume.is_none_or(|volume| root.volume == volume));
-        let roots: Vec<RootId> = chosen.map(|(id, _)| id).collect();
-        for id in roots {
-            let tree = self.roots.get(id).map;
-            match self.walk(tree.top, tree.level, &mut found, &mut |_| tick(ticker, 0, 0)) {
-                Err(e) if e.kind() == ErrorKind::Closed => return Err(e),
-                Err(e) => report.damaged.push(format!("map: {e}")),
-                Ok(()) => {}
-            }
-        }
-        let total = found.blocks() * BLOCK_U64;
-        for (id, bits) in &found.live {
-            self.scrub_segment(*id, bits, &mut report, &mut |done| tick(ticker, done, total))?;
-        }
-        Ok(report)
-    }
-
-    fn scrub_segment(
-        &mut self,
-        id: SegmentId,
-        bits: &Bitmap,
-        report: &mut ScrubReport,
-        visit: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<()> {
-        let mut block = [0; BLOCK];
-        for slot in (0..SEGMENT_SLOTS).filter(|slot| bits[*slot as usize / 64] >> (slot % 64) & 1 == 1) {
-            let addr = SlotAddr::new(id, slot);
-            report.blocks += 1;
-            let read = self.segments.read_slots(addr, &mut block);
-            match read.and_then(|()| self.segments.crc(addr, self.map.cache())) {
-                Ok(crc) if crc == crc32fast::hash(&block) => {}
-                Ok(_) => report.damaged.push(format!("{addr}: checksum mismatch")),
-                Err(e) => report.damaged.push(e.to_string()),
-            }
-            visit(report.blocks * BLOCK_U64)?;
-        }
-        Ok(())
     }
 }

@@ -32,6 +32,7 @@ mod ops;
 mod pool;
 mod recovery;
 mod replay;
+mod scrub;
 mod space;
 mod stats;
 #[cfg(any(test, feature = "testing"))]
@@ -41,13 +42,14 @@ mod volume;
 
 pub use anchor::{AnchorJob, Cleaning};
 pub use audit::{Audit, AuditJob};
-pub use check::{CheckReport, ScrubReport, Ticker};
+pub use check::{CheckReport, Ticker};
 pub use error::{Error, ErrorKind, Result};
 pub use log::{Ahead, FlushJob, WriteBack};
 pub use maintain::{prepare_segment, CleanJob, Cleaned};
 pub use ops::{CheckpointInfo, VolumeInfo};
 pub use pool::{Pool, PoolOptions};
 pub use recovery::RecoveryReport;
+pub use scrub::ScrubReport;
 pub use stats::{PoolStats, VolumeUsage};
 pub use types::{CheckpointName, Clock, Lsn, SegmentId, VolumeId};
 pub use volume::{Extent, View};

@@ -258,6 +258,13 @@ fn find_candidates(
                 strangers.push(id);
                 continue;
             }
+            // No segment of ours: it only stands where one may come to be.
+            Err(e) if e.kind() == std::io::ErrorKind::IsADirectory => {
+                let aside = format!("stray-{name}");
+                disk.rename(&name, &aside).map_err(wrap)?;
+                report.dropped.push(format!("{name}, which is a folder, is kept as {aside}"));
+                continue;
+            }
             // It may hold promised changes: what cannot be read is not given up.
             Err(e) => return Err(wrap(e)),
         }

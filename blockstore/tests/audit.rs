@@ -48,7 +48,7 @@ fn an_audit_is_not_disturbed_by_what_happens_meanwhile() {
     let report = audit.check(&mut |_, _| true).expect("a check");
     assert_eq!((report.problems, report.blocks), (Vec::<String>::new(), 2 * 40 * 256));
     let (mut told, bytes) = ((0, 0), 80 << 20);
-    let report = audit.scrub(Some("disk"), &mut |done, total| (told = (done, total), true).1).expect("a scrub");
+    let report = audit.scrub(Some(("disk", None)), &mut |done, total| (told = (done, total), true).1).expect("a scrub");
     assert_eq!((report.damaged, report.blocks), (Vec::<String>::new(), 2 * 40 * 256));
     assert_eq!(told, (bytes, bytes), "progress ends at all of it");
     // Afterwards the space comes back.

@@ -37,13 +37,13 @@ pub enum Verb {
     Checkpoint(CheckpointVerb),
     /// Make a volume what it was at a checkpoint (what it is now is kept as auto-N)
     #[command(
-        after_help = "Examples:\n  cairn restore disk v3\n  cairn restore disk auto-1    undoes the restore that made auto-1\n\nThe newest 5 automatic checkpoints of a volume are kept; v1, v2, … stay until they are deleted."
+        after_help = "Examples:\n  cairn restore disk v3        also: cairn restore disk@v3\n  cairn restore disk auto-1    undoes the restore that made auto-1\n\nThe newest 5 automatic checkpoints of a volume are kept; v1, v2, … stay until they are deleted."
     )]
     Restore {
-        /// The volume
+        /// The volume, or VOL@ID
         volume: String,
         /// The checkpoint: v1, v2, … or auto-1, …
-        id: String,
+        id: Option<String>,
         /// Disconnect clients that use the volume
         #[arg(long)]
         force: bool,
@@ -60,10 +60,10 @@ pub enum Verb {
     },
     /// Read every block that is held and verify its checksum (beside a running daemon, too)
     #[command(
-        after_help = "Examples:\n  cairn scrub         everything in the pool\n  cairn scrub disk    what disk and its checkpoints hold\n\nExit code 5 when damage was found."
+        after_help = "Examples:\n  cairn scrub           everything in the pool\n  cairn scrub disk      what disk and its checkpoints hold\n  cairn scrub disk@v1   what one checkpoint holds\n\nEvery damaged block is named with the volume and checkpoint that hold it (Current: the volume as it is now). Exit code 5 when damage was found."
     )]
     Scrub {
-        /// One volume with its checkpoints; all of the pool without it
+        /// One volume with its checkpoints, or one checkpoint (VOL@ID); all of the pool without it
         volume: Option<String>,
     },
     /// Recompute the pool's accounts by walking every map (beside a running daemon, too)
@@ -102,7 +102,7 @@ pub struct ServeArgs {
     /// Authorities whose clients are let in; without it every client that can connect is
     #[arg(long, value_name = "PEM", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
-    /// Memory for map pages
+    /// Memory for map pages: 1M to 1T
     #[arg(long, default_value = "256M", value_name = "SIZE")]
     pub map_cache: String,
     /// How much to log, on standard error
@@ -111,9 +111,9 @@ pub struct ServeArgs {
     /// Form of the log
     #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
     pub log_format: LogFormat,
-    /// Segments of 32 MiB prepared in advance, for fast flushes
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub spares: usize,
+    /// Segments of 32 MiB prepared in advance, for fast flushes: 0 to 1024
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1024))]
+    pub spares: u16,
 }
 
 /// On volumes.
@@ -132,17 +132,23 @@ pub enum VolumeVerb {
     },
     /// All volumes
     List,
-    /// One volume, with its space
+    /// One volume or checkpoint, with its space
     Info {
-        /// The volume
+        /// VOL or VOL@ID
         name: String,
     },
     /// Change a volume's size
+    #[command(
+        after_help = "Examples:\n  cairn volume resize disk 200G\n  cairn volume resize disk 50G --shrink\n\nWhat lies beyond a smaller size is lost (checkpoints keep what they hold), so that a smaller size needs --shrink: shrink the file system inside first."
+    )]
     Resize {
         /// The volume
         name: String,
         /// The new size
         size: String,
+        /// Let the volume become smaller: what lies beyond the new size is lost
+        #[arg(long)]
+        shrink: bool,
         /// Disconnect clients that use the volume
         #[arg(long)]
         force: bool,
@@ -157,22 +163,25 @@ pub enum VolumeVerb {
     },
     /// Make a volume from a raw image file
     #[command(
-        after_help = "Example:\n  cairn volume import debian.raw disk\n\nHoles and zeros take no space. Until all of it is there the volume is called NAME.importing."
+        after_help = "Example:\n  cairn volume import debian.raw disk\n\nHoles and zeros take no space. Until all of it is there the volume is called NAME.importing. The size of a volume is a multiple of 4096: a shorter end is filled with zeros. Other formats are converted first: qemu-img convert -O raw disk.qcow2 disk.raw"
     )]
     Import {
-        /// The file
+        /// The file (not -: its size must be known first)
         file: PathBuf,
         /// Name of the new volume
         name: String,
+        /// Take the file byte by byte although it looks like qcow2, VMDK, VHDX, VHD or VDI
+        #[arg(long)]
+        raw: bool,
     },
     /// Write a volume or checkpoint to a raw image file (sparse)
     #[command(
-        after_help = "Examples:\n  cairn volume export disk@v1 disk.raw\n  cairn volume export disk disk.raw    the state of one moment, even while clients write\n\nUntil all of it is there the file is called FILE.part."
+        after_help = "Examples:\n  cairn volume export disk@v1 disk.raw\n  cairn volume export disk disk.raw    the state of one moment, even while clients write\n  cairn volume export disk - | ssh host 'cat > disk.raw'\n\nUntil all of it is there the file is called FILE.part."
     )]
     Export {
         /// VOL or VOL@ID
         source: String,
-        /// The file
+        /// The file, or - for standard output
         file: PathBuf,
     },
 }
@@ -187,7 +196,7 @@ pub enum CheckpointVerb {
     Create {
         /// The volume
         volume: String,
-        /// Words to remember it by
+        /// Words to remember it by, at most 1024 bytes
         #[arg(long, default_value = "")]
         comment: String,
     },
@@ -200,18 +209,20 @@ pub enum CheckpointVerb {
         all: bool,
     },
     /// One checkpoint
+    #[command(after_help = "Examples:\n  cairn checkpoint get disk v1\n  cairn checkpoint get disk@v1")]
     Get {
-        /// The volume
+        /// The volume, or VOL@ID
         volume: String,
-        /// The checkpoint
-        id: String,
+        /// The checkpoint; Current is the head
+        id: Option<String>,
     },
     /// Delete a checkpoint
+    #[command(after_help = "Examples:\n  cairn checkpoint delete disk v1\n  cairn checkpoint delete disk@v1")]
     Delete {
-        /// The volume
+        /// The volume, or VOL@ID
         volume: String,
         /// The checkpoint
-        id: String,
+        id: Option<String>,
         /// Disconnect clients that use it
         #[arg(long)]
         force: bool,

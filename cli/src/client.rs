@@ -1,10 +1,14 @@
 //! Talking to the daemon, or being it for one command.
 
-use nbd_server::control;
-use serde_json::Value;
+use blockstore::{Pool, PoolOptions, RecoveryReport};
+use nbd_server::{control, is_read_only, open_pool, open_to_look, while_in_use, PoolLock};
+use serde_json::{json, Value};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+
+/// Name of a daemon's control socket in its pool's folder.
+pub const CONTROL: &str = "control.sock";
 
 /// Why a command failed.
 pub struct Failure {
@@ -31,6 +35,29 @@ impl Failure {
         }
     }
 
+    /// Turns failures of the system on `file` into ones that name it.
+    pub fn of_file(file: &Path) -> impl Fn(io::Error) -> Self + '_ {
+        move |e| {
+            let kind = match e.kind() {
+                io::ErrorKind::NotFound => "not_found",
+                io::ErrorKind::AlreadyExists => "exists",
+                io::ErrorKind::StorageFull => "no_space",
+                _ => "io",
+            };
+            Self::new(kind, format!("{}: {e}", file.display()))
+        }
+    }
+
+    /// The same failure, with what was being done.
+    pub fn about(self, what: &str) -> Self {
+        Self { message: format!("{what}: {}", self.message), ..self }
+    }
+
+    /// As the control socket tells it.
+    pub fn json(&self) -> Value {
+        json!({"error": {"kind": self.kind, "message": self.message}})
+    }
+
     fn of(answer: &Value) -> Option<Self> {
         let error = answer.get("error")?;
         let field = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
@@ -50,10 +77,9 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// The daemon of the pool in `folder`, if one listens.
-pub fn connect(folder: &Path) -> Result<Option<UnixStream>, Failure> {
-    let path = folder.join("control.sock");
-    match UnixStream::connect(&path) {
+/// The daemon whose control socket is at `path`, if one listens.
+pub fn connect(path: &Path) -> Result<Option<UnixStream>, Failure> {
+    match UnixStream::connect(path) {
         Ok(stream) => Ok(Some(stream)),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             let text = format!("{}: {e}: be the user that runs the daemon, or root", path.display());
@@ -75,9 +101,17 @@ pub fn answer(line: &str) -> Result<Value, Failure> {
     Failure::of(&answer).map_or(Ok(answer), Err)
 }
 
+/// Sends one command. A daemon that does not listen any more may have said why: that is read next.
+pub fn send(stream: &mut UnixStream, request: &Value) -> Result<(), Failure> {
+    match stream.write_all(format!("{request}\n").as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Sends one command and reads its answer.
 pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
-    stream.write_all(format!("{request}\n").as_bytes())?;
+    send(stream, request)?;
     let mut line = String::new();
     if BufReader::new(stream).read_line(&mut line)? == 0 {
         return Err(gone());
@@ -85,17 +119,65 @@ pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
     answer(&line)
 }
 
+/// What carries out a command.
+pub enum Reached {
+    /// The daemon of the pool.
+    Daemon(UnixStream),
+    /// This process: it holds the pool.
+    Own(Box<(PoolLock, Pool, RecoveryReport)>),
+}
+
+/// What a command means to do with a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Look at it: that works on a read-only file system, too.
+    Look,
+    /// Change it.
+    Change,
+    /// Change it, and make it if there is none.
+    Create,
+}
+
+/// Finds the daemon of the pool in `folder`, or opens the pool. A daemon that is about to answer is waited for.
+pub fn reach(folder: &Path, intent: Intent) -> Result<Reached, Failure> {
+    let (is_busy, options) = (|failure: &Failure| failure.kind == "busy", PoolOptions::default());
+    while_in_use(is_busy, || {
+        if let Some(stream) = connect(&folder.join(CONTROL))? {
+            return Ok(Reached::Daemon(stream));
+        }
+        Ok(Reached::Own(Box::new(if intent == Intent::Look && is_read_only(folder) {
+            open_to_look(folder, options)?
+        } else {
+            open_pool(folder, intent == Intent::Create, options)?
+        })))
+    })
+}
+
+/// Who carried out a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A daemon, which goes on with what is left to do in the background.
+    Daemon,
+    /// This process, which ends.
+    Us,
+}
+
 /// Carries out one command, by the daemon or on the pool itself.
-pub fn carry_out(folder: &Path, request: &Value) -> Result<Value, Failure> {
-    if let Some(mut stream) = connect(folder)? {
-        return ask(&mut stream, request);
-    }
-    let create = request.get("op").and_then(Value::as_str) == Some("volume.create");
-    let (_lock, mut pool, report) = nbd_server::open_pool(folder, create, blockstore::PoolOptions::default())?;
+pub fn carry_out(folder: &Path, request: &Value) -> Result<(Value, Who), Failure> {
+    let intent = match request.get("op").and_then(Value::as_str) {
+        Some("volume.create") => Intent::Create,
+        Some("volume.list" | "volume.info" | "stats") => Intent::Look,
+        Some("checkpoint.list" | "checkpoint.get" | "checkpoint.diff") => Intent::Look,
+        _ => Intent::Change,
+    };
+    let (_lock, mut pool, report) = match reach(folder, intent)? {
+        Reached::Daemon(mut stream) => return ask(&mut stream, request).map(|answer| (answer, Who::Daemon)),
+        Reached::Own(own) => *own,
+    };
     report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
     let outcome = control::handle(&mut pool, request)?;
     if let Some(job) = outcome.job {
         pool.finish(job)?;
     }
-    Ok(outcome.answer)
+    Ok((outcome.answer, Who::Us))
 }

@@ -1,12 +1,13 @@
 //! The `cairn` command.
 //!
 //! With a daemon on the pool a command goes to its control socket; without one it opens the pool
-//! itself. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or busy, 5 damaged,
+//! itself. Errors go to standard error, as JSON when answers are JSON. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or busy, 5 damaged,
 //! 6 no space.
 
 mod args;
 mod client;
-mod copy;
+mod export;
+mod import;
 mod link;
 mod logging;
 mod nbd;
@@ -16,26 +17,49 @@ mod serve;
 
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};
+use client::Failure;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and versions are no errors.
+        Err(e) if e.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
+            let text = e.render().to_string();
+            return fail(&Failure::new("invalid", text.trim().trim_start_matches("error: ")), true);
+        }
+        Err(e) => e.exit(),
+    };
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("cairn: {}", failure.message);
-            ExitCode::from(failure.code())
-        }
+        Err(failure) => fail(&failure, cli.json),
     }
 }
 
-fn run(cli: &Cli) -> Result<(), client::Failure> {
+fn fail(failure: &Failure, json: bool) -> ExitCode {
+    if json {
+        eprintln!("{}", failure.json());
+    } else {
+        eprintln!("cairn: {}", output::printable(&failure.message));
+    }
+    ExitCode::from(failure.code())
+}
+
+/// Writes the man pages into `folder`, which is made if need be.
+fn man(folder: &Path) -> Result<(), Failure> {
+    let explain = Failure::of_file(folder);
+    std::fs::create_dir_all(folder).map_err(&explain)?;
+    clap_mangen::generate_to(Cli::command(), folder).map_err(explain)
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.verb {
         Verb::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "cairn", &mut std::io::stdout());
             Ok(())
         }
-        Verb::Man { folder } => clap_mangen::generate_to(Cli::command(), folder).map_err(client::Failure::from),
+        Verb::Man { folder } => man(folder),
         Verb::Serve(options) => serve::serve(cli, options),
         verb => requests::run(cli, verb),
     }

@@ -156,7 +156,11 @@ impl Nbd {
         if kind & ERROR != 0 {
             let errno = self.body.get(..4).map_or(0, be);
             let why = String::from_utf8_lossy(self.body.get(6..).unwrap_or_default());
-            return Err(Failure::new(if errno == 28 { "no_space" } else { "io" }, why));
+            return Err(match errno {
+                28 => Failure::new("no_space", why),
+                5 => Failure::new("io", format!("{why}: cairn scrub names all that is damaged")),
+                _ => Failure::new("io", why),
+            });
         }
         match kind {
             DATA if self.body.len() >= 8 => Ok(Chunk::Data(be(&self.body[..8]))),

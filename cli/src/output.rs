@@ -20,6 +20,12 @@ pub fn human(bytes: u64) -> String {
     }
 }
 
+/// Text as it can be shown on a terminal: what people write as a comment must not move its cursor.
+pub fn printable(text: &str) -> String {
+    let one = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(one).collect()
+}
+
 /// Fields that people look for first.
 const FIRST: [&str; 6] = ["name", "id", "size_bytes", "create_time", "comment", "parent"];
 
@@ -48,7 +54,7 @@ fn cell(key: &str, value: &Value) -> String {
         Value::String(text) if key == "create_time" => {
             text.split_once('.').map_or(text.clone(), |(seconds, _)| format!("{}Z", seconds.replace('T', " ")))
         }
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable(text),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
         Value::Array(items) => list(items),
         Value::Object(map) if map.is_empty() => "none".to_owned(),

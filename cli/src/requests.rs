@@ -1,10 +1,11 @@
 //! Verbs as requests to the pool, and their answers.
 //!
-//! Not here: the copies of whole disks (`copy`), the daemon (`serve`).
+//! Not here: the copies of whole disks (`import`, `export`), the daemon (`serve`).
 
 use crate::args::{parse_size, CheckpointVerb, Cli, Verb, VolumeVerb};
-use crate::client::{carry_out, Failure};
-use crate::copy;
+use crate::client::{carry_out, Failure, Intent, Who};
+use crate::export;
+use crate::import;
 use crate::link::{ask_long, Link};
 use crate::output::{print, Progress};
 use serde_json::{json, Value};
@@ -26,12 +27,27 @@ fn size(text: &str) -> Result<u64, Failure> {
 pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
     let folder = pool_folder(cli)?;
     let (request, columns): (Value, &[&str]) = match verb {
-        Verb::Volume(VolumeVerb::Import { file, name }) => {
-            print(&copy::import(&folder, file, name)?, cli.json, &[]);
+        Verb::Volume(VolumeVerb::Import { file, name, raw }) => {
+            let made = import::import(&folder, file, name, *raw)?;
+            if let (Some(size), Some(file), false) =
+                (made["size_bytes"].as_u64(), made["file_bytes"].as_u64(), cli.json)
+            {
+                if size > file {
+                    eprintln!(
+                        "cairn: {} zero bytes were added at the end: a volume is made of whole blocks",
+                        size - file
+                    );
+                }
+            }
+            print(&made, cli.json, &[]);
             return Ok(());
         }
         Verb::Volume(VolumeVerb::Export { source, file }) => {
-            print(&copy::export(&folder, source, file)?, cli.json, &[]);
+            match export::export(&folder, source, file)? {
+                // Standard output has the image.
+                _ if file.as_os_str() == "-" => {}
+                made => print(&made, cli.json, &[]),
+            }
             return Ok(());
         }
         Verb::Check => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
@@ -47,7 +63,11 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         Verb::Stats { metrics } => (json!({"op": if *metrics { "metrics" } else { "stats" }}), &[]),
         Verb::Serve(_) | Verb::Completions { .. } | Verb::Man { .. } => return Ok(()),
     };
-    print(&carry_out(&folder, &request)?, cli.json, columns);
+    let (answer, who) = carry_out(&folder, &request)?;
+    print(&answer, cli.json, columns);
+    if answer.get("deleted").is_some() && who == Who::Us && !cli.json {
+        eprintln!("cairn: no daemon runs on this pool: the space comes back while one does (cairn serve)");
+    }
     Ok(())
 }
 
@@ -58,8 +78,9 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
         }
         VolumeVerb::List => json!({"op": "volume.list"}),
         VolumeVerb::Info { name } => json!({"op": "volume.info", "volume": name}),
-        VolumeVerb::Resize { name, size: text, force } => {
-            json!({"op": "volume.resize", "volume": name, "size_bytes": size(text)?, "force": force})
+        VolumeVerb::Resize { name, size: text, shrink, force } => {
+            let size = size(text)?;
+            json!({"op": "volume.resize", "volume": name, "size_bytes": size, "shrink": shrink, "force": force})
         }
         VolumeVerb::Delete { name, force } => json!({"op": "volume.delete", "volume": name, "force": force}),
         VolumeVerb::Import { .. } | VolumeVerb::Export { .. } => Value::Null,
@@ -84,7 +105,7 @@ fn checkpoint_request(verb: &CheckpointVerb) -> Value {
 
 /// Verifies the accounts, or the data of one volume or all.
 fn verify(folder: &Path, request: &Value, what: &'static str, as_json: bool) -> Result<(), Failure> {
-    let link = Link::open(folder, false)?;
+    let link = Link::open(folder, Intent::Look)?;
     let mut progress = Progress::new(what, what == "scrub");
     let answer = ask_long(&mut link.connect()?, request, &mut progress)?;
     progress.clear();
@@ -94,6 +115,10 @@ fn verify(folder: &Path, request: &Value, what: &'static str, as_json: bool) -> 
     if found == 0 {
         return Ok(());
     }
-    let text = format!("{what} found {found} problem(s): keep the pool as it is, and restore from a copy of it");
+    let what = format!("{what} found {found} problem(s)");
+    let text = match answer.get("damaged") {
+        Some(_) => format!("{what}: restore what is named from a backup, or a volume from a checkpoint that is whole; the rest can be exported"),
+        None => format!("{what}: run cairn scrub to see whether data is lost, and restore the pool from a backup"),
+    };
     Err(Failure::new("corrupt", text))
 }

@@ -3,18 +3,13 @@
 use crate::args::{parse_size, Cli, ServeArgs};
 use crate::client::Failure;
 use crate::logging;
-use blockstore::PoolOptions;
-use nbd_server::{open_pool, Listen, Server, ServerOptions, Tls, TlsFiles};
+use blockstore::{Error, ErrorKind, PoolOptions};
+use nbd_server::{open_pool, while_in_use, Listen, Server, ServerOptions, Tls, TlsFiles};
 use std::time::Instant;
 use tracing::{debug, info, warn};
 
-fn listen(text: &str) -> Result<Listen, Failure> {
-    match text.split_once(':') {
-        Some(("unix", path)) if !path.is_empty() => Ok(Listen::Unix(path.into())),
-        Some(("tcp", address)) if address.contains(':') => Ok(Listen::Tcp(address.to_owned())),
-        _ => Err(Failure::new("invalid", format!("{text:?} is not an address: use unix:PATH or tcp:HOST:PORT"))),
-    }
-}
+/// Bounds of the cache for map pages: with less every request would read them from the disk.
+const MAP_CACHE: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 40;
 
 fn tls(args: &ServeArgs) -> Result<Option<Tls>, Failure> {
     let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else { return Ok(None) };
@@ -29,13 +24,18 @@ fn tls(args: &ServeArgs) -> Result<Option<Tls>, Failure> {
 pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
     logging::start(args.log_level, args.log_format);
     let folder = crate::requests::pool_folder(cli)?;
-    let listen = args.nbd.iter().map(|text| listen(text)).collect::<Result<Vec<_>, _>>()?;
+    // What cannot be right is found before anything is made.
+    let usage = |why: String| Failure::new("invalid", why);
+    let listen = args.nbd.iter().map(|text| Listen::parse(text)).collect::<Result<Vec<_>, _>>().map_err(usage)?;
     let tls = tls(args)?;
-    let map_cache = parse_size(&args.map_cache)
-        .ok_or_else(|| Failure::new("invalid", format!("{:?} is not a size: use 256M, 1G, …", args.map_cache)))?;
+    Listen::check_all(&listen, tls.is_some()).map_err(usage)?;
+    let map_cache = parse_size(&args.map_cache).filter(|size| MAP_CACHE.contains(size)).ok_or_else(|| {
+        usage(format!("--map-cache {:?} is not a size from 1M to 1T: use 256M, 1G, …", args.map_cache))
+    })?;
     let options = PoolOptions { map_cache, ..PoolOptions::default() };
     let begin = Instant::now();
-    let (_lock, pool, report) = open_pool(&folder, true, options)?;
+    let is_busy = |e: &Error| e.kind() == ErrorKind::Busy;
+    let (_lock, pool, report) = while_in_use(is_busy, || open_pool(&folder, true, options))?;
     let time_ms = begin.elapsed().as_millis() as u64;
     let (batches, changes, bytes) = (report.batches, report.records, report.bytes);
     info!(pool = %folder.display(), time_ms, batches, changes, bytes, "the pool is open");
@@ -45,7 +45,11 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         debug!(name = v.name, size_bytes = v.size, checkpoints = v.checkpoints, "a volume");
     }
     let volumes = pool.volumes().len();
-    let server = Server::new(pool, ServerOptions { folder, listen, spares: args.spares, tls })?;
+    if listen.is_empty() {
+        warn!("without --nbd only commands are served: add --nbd unix:PATH or --nbd tcp:HOST:PORT for disks");
+    }
+    let server =
+        Server::new(pool, ServerOptions { folder, control: None, listen, spares: usize::from(args.spares), tls })?;
     info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
     Ok(server.run()?)
 }

@@ -32,6 +32,35 @@ fn a_restore_asks_for_force_and_then_disconnects_cleanly() {
 }
 
 #[test]
+fn a_client_that_is_disconnected_is_told_what_was_not_done() {
+    let pool = Pool::serving();
+    pool.json(&["checkpoint", "create", "disk"]);
+    // Many requests, so that some are still waiting when the command comes.
+    let mut told = 0;
+    for _ in 0..20 {
+        let mut client = pool.nbd("disk");
+        let mut control = pool.control();
+        let mut sent = Vec::new();
+        for i in 0..64u64 {
+            sent.extend(common::wire::request(common::wire::WRITE, 1, i, i << 16, 4096));
+            sent.extend([7; 4096]);
+        }
+        client.write_all(&sent).expect("the daemon listens");
+        control.send(r#"{"op":"restore","volume":"disk","id":"v1","force":true}"#);
+        let (mut answered, mut header) = (0, [0; 16]);
+        while client.read_exact(&mut header).is_ok() {
+            let error = common::wire::be(&header[4..8]);
+            assert!(error == 0 || error == 108, "error {error}");
+            told += u64::from(error == 108);
+            answered += 1;
+        }
+        assert_eq!(control.line()["restored"], "v1");
+        assert_eq!(answered, 64, "every request is answered before the end");
+    }
+    assert!(told > 0, "none was cut off");
+}
+
+#[test]
 fn force_disconnects_nobody_when_the_command_cannot_be_carried_out() {
     let pool = Pool::serving();
     pool.json(&["checkpoint", "create", "disk"]);
@@ -57,7 +86,7 @@ fn deleting_a_volume_minds_clients_of_its_checkpoints() {
     assert!(code == 4 && said.contains("disk@v1 (1)"), "{said}");
     assert_eq!(pool.fails(&["checkpoint", "delete", "disk", "v1"]).0, 4);
     pool.json(&["restore", "disk", "v1"]);
-    pool.json(&["volume", "resize", "disk", "32M"]);
+    pool.json(&["volume", "resize", "disk", "32M", "--shrink"]);
     read(&mut client, 0, 512);
     pool.json(&["volume", "delete", "disk", "--force"]);
     assert!(is_disconnected(&mut client));

@@ -47,6 +47,26 @@ fn the_log_tells_who_came_what_changed_and_why_somebody_left() {
 }
 
 #[test]
+fn a_goodbye_and_a_breach_of_the_protocol_are_told_apart() {
+    use std::io::{Read, Write};
+    let mut pool = Pool::serving();
+    for (bytes, why) in [
+        (common::wire::request(common::wire::DISC, 0, 1, 0, 0), "it said goodbye"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2), "wrong request magic"),
+        (Vec::new(), "it hung up"),
+    ] {
+        let mut client = pool.nbd("disk");
+        client.write_all(&bytes).expect("the daemon listens");
+        client.shutdown(std::net::Shutdown::Write).expect("an end");
+        let _ = client.read(&mut [0; 16]);
+        while !pool.log().contains(why) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    assert!(pool.end(libc::SIGTERM).success());
+}
+
+#[test]
 fn the_level_is_chosen_by_option_or_environment() {
     let mut pool = Pool::new();
     pool.serve(&["--log-level", "error"]);

@@ -123,3 +123,92 @@ fn sources_that_cannot_be_imported_are_refused_before_a_volume_is_made() {
     }
     assert_eq!(pool.volumes(), ["disk"]);
 }
+
+#[test]
+fn a_file_in_another_format_is_refused_with_what_to_do_unless_its_bytes_are_meant() {
+    let pool = Pool::serving();
+    for (at, magic, name) in [
+        (0, &b"QFI\xfb\0\0\0\x03"[..], "qcow2"),
+        (0, b"KDMV", "VMDK"),
+        (0, b"vhdxfile", "VHDX"),
+        (64, &[0x7f, 0x10, 0xda, 0xbe], "VDI"),
+    ] {
+        let file = File::create(pool.path("image")).expect("a file");
+        file.set_len(8192).expect("a length");
+        file.write_all_at(magic, at).expect("a magic");
+        let image = pool.path("image");
+        let args = ["volume", "import", text(&image), "new"];
+        let (code, said) = pool.fails(&args);
+        assert!(code == 2 && said.contains(name) && said.contains("qemu-img convert -O raw"), "{code} {said}");
+        pool.json(&[&args[..], &["--raw"]].concat());
+        pool.json(&["volume", "delete", "new"]);
+    }
+    let (code, said) = pool.fails(&["volume", "import", "-", "new"]);
+    assert!(code == 2 && said.contains("nbdcopy"), "{code} {said}");
+}
+
+#[test]
+fn an_image_that_ends_within_a_block_is_said_to_be_padded() {
+    let pool = Pool::serving();
+    fs::write(pool.path("odd"), noise(1, 5000)).expect("a file");
+    fs::write(pool.path("even"), noise(1, 8192)).expect("a file");
+    let said = |name: &str| {
+        let out = pool.run(&["volume", "import", text(&pool.path(name)), name]);
+        assert!(out.status.success());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    assert!(said("odd").contains("3192 zero bytes"));
+    assert_eq!(said("even"), "");
+}
+
+#[test]
+fn an_export_to_standard_output_is_the_image_and_nothing_else() {
+    let mut pool = Pool::new();
+    image(&pool.path("image"));
+    pool.json(&["volume", "import", text(&pool.path("image")), "disk"]);
+    let mut want = fs::read(pool.path("image")).expect("the image");
+    want.resize(IMAGE_BYTES.next_multiple_of(4096) as usize, 0);
+    for daemon in [false, true] {
+        if daemon {
+            pool.serve(&[]);
+        }
+        let out = pool.run(&["volume", "export", "disk", "-"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(out.stdout == want, "daemon: {daemon}: {} bytes", out.stdout.len());
+    }
+    assert!(!Path::new("-").exists() && !Path::new("-.part").exists());
+}
+
+#[test]
+fn an_interrupted_export_leaves_nothing() {
+    let mut pool = Pool::new();
+    pool.json(&["volume", "create", "disk", "--size", "1G"]);
+    pool.serve(&[]);
+    let mut client = pool.nbd("disk");
+    (0..160).for_each(|i| write(&mut client, i << 20, &noise(i + 1, 1 << 20)));
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut interrupted = false;
+        for _ in 0..50 {
+            let copy = pool.path("copy");
+            let args = ["volume", "export", "disk", text(&copy)];
+            let mut export = pool.command(&args).stdout(std::process::Stdio::null()).spawn().expect("cairn runs");
+            while !pool.path("copy.part").exists() && export.try_wait().expect("a child").is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            // SAFETY: a plain system call; the child has not been waited for.
+            unsafe { libc::kill(export.id() as i32, signal) };
+            let status = export.wait().expect("a child");
+            let _ = fs::remove_file(pool.path("copy"));
+            assert!(!pool.path("copy.part").exists(), "{status}");
+            interrupted |= status.code() == Some(128 + signal);
+            if interrupted {
+                break;
+            }
+        }
+        assert!(interrupted, "signal {signal} never came in time");
+    }
+    while pool.volumes() != ["disk"] {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}

@@ -62,3 +62,41 @@ fn man_pages_and_completions_are_made_from_the_command() {
         assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("checkpoint"), "{shell}");
     }
 }
+
+#[test]
+fn make_install_puts_the_binary_its_pages_and_completions_in_place() {
+    let pool = Pool::new();
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let make = |bin: &str| {
+        let mut command = std::process::Command::new("make");
+        command.args(["-C", root, "install", &format!("PREFIX={}", pool.path("usr").display()), &format!("BIN={bin}")]);
+        command.output().expect("make runs")
+    };
+    let out = make(common::CAIRN);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for file in [
+        "bin/cairn",
+        "share/man/man1/cairn.1",
+        "share/man/man1/cairn-serve.1",
+        "share/bash-completion/completions/cairn",
+        "share/zsh/site-functions/_cairn",
+        "share/fish/vendor_completions.d/cairn.fish",
+    ] {
+        let found = std::fs::metadata(pool.path("usr").join(file));
+        assert!(found.is_ok_and(|m| m.len() > 100), "{file}");
+    }
+    let out = make("/nowhere/cairn");
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("make build"));
+}
+
+#[test]
+fn stats_and_metrics_have_the_same_words_and_the_manual_has_them_all() {
+    let pool = Pool::serving();
+    let (stats, page) = (pool.json(&["stats"]), pool.json(&["stats", "--metrics"]));
+    let page = page.as_str().expect("a page");
+    for key in keys(&stats) {
+        assert!(MANUAL.contains(&format!("`{key}`")), "{key} is not in docs/CLI.md");
+        let shared = !["changed_nodes", "next_lsn"].contains(&key);
+        assert_eq!(page.contains(&format!("\ncairn_{key} ")), shared, "{key}: {page}");
+    }
+}

@@ -4,6 +4,7 @@
 //!   * the pool's thread does no part of the work but the anchor that it begins with;
 //!   * whoever called for it can call it off; it ends at the next block or map node.
 
+use crate::exports::split;
 use crate::jobs::Done;
 use blockstore::{AuditJob, Error, Result};
 use serde_json::{json, Value};
@@ -22,7 +23,7 @@ const NICE: i32 = 19;
 pub enum AuditKind {
     /// The accounts against what the roots reach.
     Check,
-    /// The data of one volume, or of all.
+    /// The data of one volume with its checkpoints, of one checkpoint, or of all.
     Scrub(Option<String>),
 }
 
@@ -66,7 +67,7 @@ fn verify(job: AuditJob, kind: &AuditKind, called_off: &AtomicBool, report: &dyn
             .check(&mut ticker)
             .map(|report| json!({"roots": report.roots, "blocks": report.blocks, "problems": report.problems})),
         AuditKind::Scrub(volume) => audit
-            .scrub(volume.as_deref(), &mut ticker)
+            .scrub(volume.as_deref().map(split).transpose()?, &mut ticker)
             .map(|report| json!({"volume": volume, "blocks": report.blocks, "damaged": report.damaged})),
     }
 }

@@ -1,7 +1,13 @@
 //! Commands on a pool as JSON: the same code behind the control socket and behind a command that
 //! opens the pool itself.
+//!
+//! Invariants
+//!   * `vol@Current` is `vol`, and `vol@v1` a checkpoint, wherever a volume is named; where a checkpoint cannot
+//!     stand the error says so.
+//!
+//! Not here: what is not one step on the pool (`server::long`).
 
-use crate::exports::{resolve, split};
+use crate::exports::{head_name, resolve, split};
 use blockstore::{CheckpointInfo, CheckpointName, Error, ErrorKind, FlushJob, Pool, Result, View, VolumeId};
 use serde_json::{json, Value};
 
@@ -22,24 +28,70 @@ impl Outcome {
     }
 }
 
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Invalid, message)
+}
+
 pub(crate) fn text<'a>(request: &'a Value, key: &str) -> Result<&'a str> {
-    request
-        .get(key)
-        .and_then(Value::as_str)
-        .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{key:?} is missing")))
+    match request.get(key) {
+        None | Some(Value::Null) => Err(invalid(format!("{key:?} is missing"))),
+        Some(value) => value.as_str().ok_or_else(|| invalid(format!("{key:?} must be a string, not {value}"))),
+    }
 }
 
 pub(crate) fn number(request: &Value, key: &str) -> Result<u64> {
-    request
-        .get(key)
-        .and_then(Value::as_u64)
-        .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{key:?} is missing")))
+    match request.get(key) {
+        None | Some(Value::Null) => Err(invalid(format!("{key:?} is missing"))),
+        Some(value) => value.as_u64().ok_or_else(|| {
+            invalid(format!("{key:?} must be a whole number of bytes from 0 to {}, not {value}", u64::MAX))
+        }),
+    }
+}
+
+fn is_set(request: &Value, key: &str) -> bool {
+    request.get(key).and_then(Value::as_bool) == Some(true)
 }
 
 fn checkpoint(text: &str) -> Result<CheckpointName> {
-    let explain =
-        || Error::new(ErrorKind::Invalid, format!("{text:?} is not a checkpoint: use v1, v2, … or auto-1, …"));
+    let explain = || match text {
+        "Current" => invalid("Current is what the volume is now, no checkpoint: name v1, v2, … or auto-1, …"),
+        _ => invalid(format!(
+            "{text:?} is not a checkpoint: use v1, v2, … or auto-1, …, or Current where the present state can stand"
+        )),
+    };
     CheckpointName::parse(text).ok_or_else(explain)
+}
+
+/// The volume of a request that is about volumes only.
+fn volume(pool: &Pool, request: &Value) -> Result<VolumeId> {
+    pool.volume_id(head_name(text(request, "volume")?)?)
+}
+
+/// The volume and the state that a request names, as `disk` with `v1` or as `disk@v1` alone.
+fn volume_and_id<'a>(pool: &Pool, request: &'a Value) -> Result<(VolumeId, &'a str)> {
+    let name = text(request, "volume")?;
+    let (volume, id) = match (request.get("id"), name.split_once('@')) {
+        (None | Some(Value::Null), Some(both)) => both,
+        (None | Some(Value::Null), None) => {
+            return Err(invalid(format!("which checkpoint of {name}? say {name} v1, or {name}@v1")));
+        }
+        _ => (head_name(name)?, text(request, "id")?),
+    };
+    Ok((pool.volume_id(volume)?, id))
+}
+
+/// The size that a volume is to have. Less than it has is a loss, and has to be asked for.
+fn new_size(pool: &Pool, id: VolumeId, request: &Value) -> Result<u64> {
+    let size = number(request, "size_bytes")?;
+    Pool::check_size(size)?;
+    let now = pool.volume_info(id)?;
+    if size < now.size && !is_set(request, "shrink") {
+        return Err(invalid(format!(
+            "{} has {} bytes: what lies beyond {size} would be lost; shrink the file system in it first, then give --shrink",
+            now.name, now.size
+        )));
+    }
+    Ok(size)
 }
 
 /// `2026-01-31T12:00:00.000000Z`, from microseconds since 1970 (days to date after Howard Hinnant's
@@ -67,6 +119,12 @@ fn describe_checkpoint(info: &CheckpointInfo) -> Value {
         "size_bytes": info.size,
         "parent": info.parent.as_ref().map(|(volume, name)| format!("{volume}@{name}")),
     })
+}
+
+fn describe_with_space(pool: &mut Pool, id: VolumeId, name: CheckpointName) -> Result<Value> {
+    let mut out = describe_checkpoint(&pool.checkpoint_info(id, name)?);
+    out["exclusive_bytes"] = json!(pool.checkpoint_exclusive(id, name)?);
+    Ok(out)
 }
 
 /// The head in the shape of a checkpoint; it has no time and is durable as far as it was flushed.
@@ -142,29 +200,43 @@ impl Taken {
     }
 }
 
+/// The checkpoint that a request names; it exists.
+fn named(pool: &Pool, request: &Value) -> Result<(VolumeId, CheckpointName)> {
+    let (id, name) = volume_and_id(pool, request)?;
+    let name = checkpoint(name)?;
+    pool.view(id, Some(name)).map(|_| (id, name))
+}
+
 /// What `request` takes away from clients, or why it cannot be carried out.
 pub fn takes_away(pool: &Pool, request: &Value) -> Result<Option<Taken>> {
     let op = text(request, "op")?;
     if !matches!(op, "restore" | "volume.delete" | "volume.resize" | "checkpoint.delete") {
         return Ok(None);
     }
-    let id = pool.volume_id(text(request, "volume")?)?;
-    let named = || {
-        let name = checkpoint(text(request, "id")?)?;
-        pool.view(id, Some(name)).map(|_| name)
-    };
-    let part = match op {
-        "restore" => named().map(|_| Part::Head)?,
-        "checkpoint.delete" => named().map(Part::Checkpoint)?,
-        "volume.resize" => Pool::check_size(number(request, "size_bytes")?).map(|()| Part::Head)?,
-        _ => Part::All,
-    };
-    Ok(Some(Taken { volume: id, part }))
+    let taken = |volume, part| Ok(Some(Taken { volume, part }));
+    match op {
+        "restore" => taken(named(pool, request)?.0, Part::Head),
+        "checkpoint.delete" => named(pool, request).and_then(|(id, name)| taken(id, Part::Checkpoint(name))),
+        "volume.resize" => {
+            let id = volume(pool, request)?;
+            new_size(pool, id, request).and_then(|_| taken(id, Part::Head))
+        }
+        _ => taken(volume(pool, request)?, Part::All),
+    }
 }
 
 /// Carries out one command.
 pub fn handle(pool: &mut Pool, request: &Value) -> Result<Outcome> {
-    let volume = |pool: &Pool| pool.volume_id(text(request, "volume")?);
+    change_or_ask(pool, request).map_err(|e| match e.kind() {
+        ErrorKind::Corrupt => Error::new(
+            ErrorKind::Corrupt,
+            format!("{e}: cairn scrub names all that is damaged; restore that from a backup, and export the rest"),
+        ),
+        _ => e,
+    })
+}
+
+fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
     match text(request, "op")? {
         "volume.create" => {
             let (id, job) = pool.create_volume(text(request, "volume")?, number(request, "size_bytes")?)?;
@@ -176,49 +248,50 @@ pub fn handle(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             Ok(Outcome::now(Value::Array(all)))
         }
         "volume.info" => {
-            let id = volume(pool)?;
-            Ok(Outcome::now(describe_volume(pool, id, true)?))
+            let (name, at) = split(text(request, "volume")?)?;
+            let id = pool.volume_id(name)?;
+            Ok(Outcome::now(match at {
+                None => describe_volume(pool, id, true)?,
+                Some(checkpoint) => describe_with_space(pool, id, checkpoint)?,
+            }))
         }
         "volume.resize" => {
-            let id = volume(pool)?;
-            let job = pool.resize_volume(id, number(request, "size_bytes")?)?;
+            let id = volume(pool, request)?;
+            let job = pool.resize_volume(id, new_size(pool, id, request)?)?;
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
         "volume.delete" => {
-            let id = volume(pool)?;
+            let id = volume(pool, request)?;
             let job = pool.delete_volume(id)?;
-            Ok(Outcome::after(json!({"deleted": text(request, "volume")?}), job))
+            Ok(Outcome::after(json!({"deleted": head_name(text(request, "volume")?)?}), job))
         }
         "checkpoint.create" => {
             let comment = request.get("comment").and_then(Value::as_str).unwrap_or_default();
-            let id = volume(pool)?;
+            let id = volume(pool, request)?;
             let (info, job) = pool.create_checkpoint(id, comment)?;
             Ok(Outcome::after(describe_checkpoint(&info), job))
         }
         "checkpoint.list" => {
-            let all = pool.checkpoints(volume(pool)?)?;
-            let with_auto = request.get("all").and_then(Value::as_bool).unwrap_or(false);
+            let all = pool.checkpoints(volume(pool, request)?)?;
+            let with_auto = is_set(request, "all");
             let shown = all.iter().filter(|c| with_auto || !c.name.is_auto).map(describe_checkpoint);
             Ok(Outcome::now(shown.collect()))
         }
         "checkpoint.get" => {
-            let id = volume(pool)?;
-            if text(request, "id")? == "Current" {
-                return describe_head(pool, id).map(Outcome::now);
-            }
-            let name = checkpoint(text(request, "id")?)?;
-            let mut out = describe_checkpoint(&pool.checkpoint_info(id, name)?);
-            out["exclusive_bytes"] = json!(pool.checkpoint_exclusive(id, name)?);
-            Ok(Outcome::now(out))
+            let (id, name) = volume_and_id(pool, request)?;
+            Ok(Outcome::now(match name {
+                "Current" => describe_head(pool, id)?,
+                name => describe_with_space(pool, id, checkpoint(name)?)?,
+            }))
         }
         "checkpoint.delete" => {
-            let (id, name) = (volume(pool)?, checkpoint(text(request, "id")?)?);
+            let (id, name) = named(pool, request)?;
             let job = pool.delete_checkpoint(id, name)?;
             Ok(Outcome::after(json!({"deleted": name.to_string()}), job))
         }
         "checkpoint.diff" => diff(pool, request).map(Outcome::now),
         "restore" => {
-            let (id, name) = (volume(pool)?, checkpoint(text(request, "id")?)?);
+            let (id, name) = named(pool, request)?;
             let (undo, job) = pool.restore(id, name)?;
             let answer = json!({"restored": name.to_string(), "undo": undo.name.to_string()});
             Ok(Outcome::after(answer, job))
@@ -232,22 +305,21 @@ pub fn handle(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             let s = pool.stats();
             Ok(Outcome::now(json!({
                 "live_bytes": s.live, "stored_bytes": s.stored, "dead_bytes": s.dead, "segments": s.segments,
-                "map_cache_bytes": s.map_cache, "changed_nodes": s.changed_nodes, "reaping": s.reaping,
+                "map_cache_bytes": s.map_cache, "changed_nodes": s.changed_nodes, "deleted_states": s.reaping,
                 "unanchored_log_bytes": s.unanchored, "next_lsn": s.next_lsn,
             })))
         }
-        "metrics" => Err(Error::new(
-            ErrorKind::Invalid,
+        "metrics" => Err(invalid(
             "metrics are counted by a daemon, and none runs on this pool: start cairn serve, or use cairn stats",
         )),
-        other => Err(Error::new(ErrorKind::Invalid, format!("{other:?} is not a command of this daemon"))),
+        other => Err(invalid(format!("{other:?} is not a command of this daemon"))),
     }
 }
 
 /// Extents that differ between two states of a volume.
 fn diff(pool: &mut Pool, request: &Value) -> Result<Value> {
     const EXTENTS_MAX: usize = 1 << 20;
-    let volume = text(request, "volume")?;
+    let volume = head_name(text(request, "volume")?)?;
     let view = |pool: &Pool, key: &str| {
         let name = format!("{volume}@{}", text(request, key)?);
         resolve(pool, &name)

@@ -29,6 +29,14 @@ pub fn split(name: &str) -> blockstore::Result<(&str, Option<CheckpointName>)> {
     })
 }
 
+/// The volume that `name` stands for where a checkpoint cannot stand; `vol@Current` is `vol`.
+pub fn head_name(name: &str) -> blockstore::Result<&str> {
+    match split(name)? {
+        (volume, None) => Ok(volume),
+        (volume, Some(_)) => Err(Error::new(ErrorKind::Invalid, format!("{name} is a checkpoint: use {volume}"))),
+    }
+}
+
 impl Exports for PoolExports<'_> {
     fn list(&mut self) -> Vec<String> {
         let ids = self.0.volumes();
@@ -55,5 +63,10 @@ impl Exports for PoolExports<'_> {
         let name = CheckpointName::parse(checkpoint);
         let volume = resolve(self.0, export).map(|view| view.volume);
         matches!((name, volume), (Some(name), Ok(volume)) if self.0.view(volume, Some(name)).is_ok())
+    }
+
+    fn checkpoints(&mut self, export: &str, max: usize) -> Vec<String> {
+        let all = resolve(self.0, export).and_then(|view| self.0.checkpoints(view.volume)).unwrap_or_default();
+        all.iter().skip(all.len().saturating_sub(max)).map(|info| info.name.to_string()).collect()
     }
 }

@@ -19,6 +19,6 @@ mod session;
 pub mod testing;
 mod tls;
 
-pub use open::{open_pool, random_id, PoolLock, SystemClock};
+pub use open::{is_read_only, open_pool, open_to_look, random_id, while_in_use, PoolLock, SystemClock};
 pub use server::{Listen, Server, ServerOptions, Stopper};
 pub use tls::{Tls, TlsFiles};

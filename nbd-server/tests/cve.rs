@@ -129,6 +129,10 @@ impl Exports for Counting {
         self.0 += 1;
         false
     }
+    fn checkpoints(&mut self, _: &str, _: usize) -> Vec<String> {
+        self.0 += 1;
+        Vec::new()
+    }
 }
 
 /// nbdkit: the backend is opened for clients that have only connected.

@@ -477,3 +477,73 @@ fn a_daemon_that_ends_closes_its_clients_cleanly() {
     daemon.stop().expect("a clean end");
     assert_eq!(client.stream.read(&mut [0; 16]).expect("an end, not a reset"), 0);
 }
+
+/// The contexts that LIST_META_CONTEXT names for `disk`.
+fn listed(daemon: &Daemon, export: &str, queries: &[&str]) -> Vec<String> {
+    let mut stream = daemon.connect();
+    wire::greet(&mut stream).expect("a greeting");
+    let count = (queries.len() as u32).to_be_bytes().to_vec();
+    let tail = queries.iter().fold(count, |out, query| [out, wire::named(query, &[])].concat());
+    let replies = wire::ask(&mut stream, 9, &wire::named(export, &tail)).expect("an answer");
+    assert_eq!(replies.last().map(|r| r.0), Some(1), "{queries:?}");
+    let named = replies.iter().filter(|reply| reply.0 == 4);
+    named.map(|reply| String::from_utf8(reply.1[4..].to_vec()).expect("UTF-8")).collect()
+}
+
+#[test]
+fn contexts_of_changes_can_be_found_by_asking() {
+    let daemon = Daemon::start();
+    assert_eq!(listed(&daemon, "disk", &["cairn:"]), Vec::<String>::new());
+    for _ in 0..3 {
+        daemon.control(r#"{"op":"checkpoint.create","volume":"disk"}"#);
+    }
+    daemon.control(r#"{"op":"checkpoint.delete","volume":"disk","id":"v2"}"#);
+    let (base, all) = ("base:allocation", ["cairn:changed-since/v1", "cairn:changed-since/v3"]);
+    for export in ["disk", "disk@v3"] {
+        assert_eq!(listed(&daemon, export, &["cairn:"]), all);
+        assert_eq!(listed(&daemon, export, &["cairn:changed-since/", "cairn:", all[0]]), all);
+        assert_eq!(listed(&daemon, export, &[]), [base, all[0], all[1]]);
+        assert_eq!(listed(&daemon, export, &["cairn:", "base:"]), [base, all[0], all[1]]);
+        assert_eq!(listed(&daemon, export, &[all[1]]), [all[1]]);
+        assert_eq!(listed(&daemon, export, &["cairn:changed-since/v2", "other:"]), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_list_of_contexts_is_bounded_and_has_the_newest() {
+    let daemon = Daemon::start();
+    for _ in 0..1030 {
+        daemon.control(r#"{"op":"checkpoint.create","volume":"disk"}"#);
+    }
+    let all = listed(&daemon, "disk", &["cairn:"]);
+    assert!(all.len() <= 1024 && all.len() > 1000, "{}", all.len());
+    assert_eq!(all.last().map(String::as_str), Some("cairn:changed-since/v1030"));
+}
+
+#[test]
+fn structured_replies_are_refused_once_headers_are_extended() {
+    let daemon = Daemon::start();
+    let mut stream = daemon.connect();
+    wire::greet(&mut stream).expect("a greeting");
+    assert_eq!(wire::ask(&mut stream, 8, &[]).expect("an answer")[0].0, 1);
+    assert_eq!(wire::ask(&mut stream, 11, &[]).expect("an answer")[0].0, 1, "structured first is allowed");
+    assert_eq!(wire::ask(&mut stream, 8, &[]).expect("an answer")[0].0, 1 << 31 | 10, "EXT_HEADER_REQD");
+    wire::ask(&mut stream, 7, &wire::named("disk", &[0, 0])).expect("an answer");
+    stream.write_all(&wire::extended(TRIM, 0, 1, 0, 4096)).expect("the server listens");
+    assert_eq!(be(&wire::take(&mut stream, 32).expect("a reply")[..4]) as u32, wire::EXTENDED_REPLY);
+}
+
+#[test]
+fn an_extended_write_without_its_payload_flag_ends_the_session_and_writes_nothing() {
+    let daemon = Daemon::start();
+    let mut client = Client::new(&daemon, "disk", Form::Extended, &[]);
+    // What the guest writes looks like a request: it must not be taken for one.
+    let mut bytes = wire::extended(WRITE, 0, 1, 0, 32);
+    bytes.extend(wire::extended(ZEROES, NO_HOLE, 2, 0, 4096));
+    client.stream.write_all(&bytes).expect("the server listens");
+    let mut rest = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut client.stream, &mut rest);
+    assert!(rest.is_empty(), "{rest:?}");
+    let mut client = Client::new(&daemon, "disk", Form::Structured, &["base:allocation"]);
+    assert_eq!(client.status(0, 0, 8192, &[]), [(1, vec![(8192, 3)])]);
+}

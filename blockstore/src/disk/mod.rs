@@ -8,8 +8,10 @@
 //!   * a write that was interrupted by power loss may have changed any of its 512-byte sectors.
 
 mod os;
+mod overlay;
 
 pub use os::OsDisk;
+pub use overlay::Overlay;
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;

@@ -16,12 +16,18 @@ use std::sync::{Arc, Mutex};
 /// Files of a pool folder.
 pub struct OsDisk {
     folder: PathBuf,
+    writes: bool,
 }
 
 impl OsDisk {
     /// The disk on an existing `folder`.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), writes: true }
+    }
+
+    /// The same, but files are opened for reading alone: for an [`super::Overlay`].
+    pub fn read_only(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), writes: false }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -40,7 +46,7 @@ impl Disk for OsDisk {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(OsFile::new(fs::OpenOptions::new().read(true).write(true).open(self.path(name))?)))
+        Ok(Arc::new(OsFile::new(fs::OpenOptions::new().read(true).write(self.writes).open(self.path(name))?)))
     }
 
     fn list(&self, prefix: &str) -> io::Result<Vec<String>> {

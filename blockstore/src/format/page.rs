@@ -87,7 +87,7 @@ pub fn verify(bytes: &[u8], addr: SlotAddr) -> Result<()> {
     let own = bytes.get(8..16).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let crc = checksum_without(bytes, CRC_AT);
     if bytes.len() != BLOCK || word(0) != Some(MAGIC) || own != Some(addr.0) || word(CRC_AT) != Some(crc) {
-        return Err(Error::corrupt(format!("map page at {addr} is damaged: run cairn check")));
+        return Err(Error::corrupt(format!("map page at {addr} is damaged")));
     }
     Ok(())
 }

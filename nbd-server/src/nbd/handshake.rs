@@ -8,11 +8,11 @@
 //!
 //! Not here: framing (`option`), the stage before TLS (`gate`), requests (`request`).
 
-use super::limits::{ANSWER_BYTES_MAX, CONTEXTS_MAX, LIST_MAX, NAME_BYTES_MAX, PAYLOAD_MAX};
+use super::limits::{ANSWER_BYTES_MAX, CONTEXTS_LISTED_MAX, CONTEXTS_MAX, LIST_MAX, NAME_BYTES_MAX, PAYLOAD_MAX};
 use super::option::{
-    greet, refuse, reply, ClientFlags, Framed, Framer, ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, OPT_ABORT,
-    OPT_EXPORT_NAME, OPT_EXTENDED, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META, OPT_SET_META, OPT_STARTTLS,
-    OPT_STRUCTURED, REP_ACK, REP_INFO, REP_META, REP_SERVER,
+    greet, refuse, reply, ClientFlags, Framed, Framer, ERR_EXT_HEADER_REQD, ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN,
+    ERR_UNSUP, OPT_ABORT, OPT_EXPORT_NAME, OPT_EXTENDED, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META, OPT_SET_META,
+    OPT_STARTTLS, OPT_STRUCTURED, REP_ACK, REP_INFO, REP_META, REP_SERVER,
 };
 use super::wire::{u16_at, u32_at};
 
@@ -46,6 +46,8 @@ pub trait Exports {
     fn open(&mut self, name: &str) -> Result<ExportInfo, OpenError>;
     /// Whether `checkpoint` of the export's volume exists, for the context of changes.
     fn has_checkpoint(&mut self, export: &str, checkpoint: &str) -> bool;
+    /// The newest `max` checkpoints of the export's volume, oldest first.
+    fn checkpoints(&mut self, export: &str, max: usize) -> Vec<String>;
 }
 
 /// A metadata context.
@@ -160,6 +162,10 @@ impl Handshake {
                 }
                 reply(out, option, REP_ACK, &[]);
             }
+            OPT_STRUCTURED if data.is_empty() && self.extended => {
+                let why = "extended headers are in use, and take precedence over structured replies";
+                refuse(out, option, ERR_EXT_HEADER_REQD, why);
+            }
             OPT_STRUCTURED if data.is_empty() => {
                 self.structured = true;
                 reply(out, option, REP_ACK, &[]);
@@ -268,8 +274,13 @@ impl Handshake {
             Ok(info) => info,
             Err(OpenError(why)) => return refuse(out, option, ERR_UNKNOWN, &why),
         };
+        let queries = if !set && queries.is_empty() { vec!["base:", "cairn:"] } else { queries };
+        let max = if set { CONTEXTS_MAX } else { CONTEXTS_LISTED_MAX };
         let mut found: Vec<MetaContext> = Vec::new();
-        let listing = !set && queries.is_empty();
+        // What there is to choose from is said once, however often it is asked.
+        if !set && queries.iter().any(|query| is_all_changes(query)) {
+            found.extend(exports.checkpoints(&info.name, max - 1).into_iter().map(MetaContext::ChangedSince));
+        }
         for query in queries {
             let context = match query.split_once("changed-since/") {
                 Some(("cairn:", checkpoint)) if exports.has_checkpoint(&info.name, checkpoint) => {
@@ -278,11 +289,10 @@ impl Handshake {
                 _ if query == "base:allocation" || !set && query == "base:" => Some(MetaContext::Allocation),
                 _ => None,
             };
-            found.extend(context.filter(|c| !found.contains(c) && found.len() < CONTEXTS_MAX));
+            found.extend(context.filter(|c| !found.contains(c) && found.len() < max));
         }
-        if listing {
-            found.push(MetaContext::Allocation);
-        }
+        // Base first: it is there for every export.
+        found.sort_by_key(|context| !set && *context != MetaContext::Allocation);
         for (i, context) in found.iter().enumerate() {
             let id = if set { i as u32 + 1 } else { 0 };
             let mut body = id.to_be_bytes().to_vec();
@@ -294,6 +304,11 @@ impl Handshake {
             (self.contexts, self.contexts_for) = (found, Some(info.name));
         }
     }
+}
+
+/// Whether a query asks which contexts of changes there are.
+fn is_all_changes(query: &str) -> bool {
+    query == "cairn:" || query == "cairn:changed-since/"
 }
 
 /// A string with a 32-bit length, and what follows it.
@@ -339,6 +354,9 @@ pub(super) mod tests {
         }
         fn has_checkpoint(&mut self, _: &str, checkpoint: &str) -> bool {
             checkpoint == "v1"
+        }
+        fn checkpoints(&mut self, _: &str, _: usize) -> Vec<String> {
+            vec!["v1".to_owned()]
         }
     }
 

@@ -10,6 +10,8 @@ pub const OPTIONS_MAX: u32 = 256;
 pub const NAME_BYTES_MAX: usize = 4096;
 /// Metadata contexts in one session: more are not negotiated.
 pub const CONTEXTS_MAX: usize = 16;
+/// Metadata contexts named in one answer to LIST_META_CONTEXT: older checkpoints can still be asked for by name.
+pub const CONTEXTS_LISTED_MAX: usize = 1024;
 /// Largest read or write: a larger write disconnects, a larger read is refused.
 pub const PAYLOAD_MAX: u32 = 32 << 20;
 /// Extents in one block status reply: a longer answer is cut, as the protocol allows.

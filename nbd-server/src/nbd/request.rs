@@ -93,7 +93,12 @@ pub fn parse(input: &[u8], extended: bool) -> Parsed {
         7 => Command::BlockStatus,
         other => Command::Unknown(other),
     };
-    let carries = command == Command::Write || extended && flags & FLAG_PAYLOAD_LEN != 0;
+    let carries = if extended { flags & FLAG_PAYLOAD_LEN != 0 } else { command == Command::Write };
+    // The protocol demands the flag, and without it no payload follows. If one does all the same, what a guest
+    // writes would be read as requests: that must not be tried.
+    if command == Command::Write && !carries {
+        return Parsed::Fatal("a write without the flag that its payload follows");
+    }
     if carries && length > u64::from(PAYLOAD_MAX) {
         return Parsed::Fatal("a payload beyond 32 MiB");
     }
@@ -157,6 +162,20 @@ mod tests {
     fn a_write_beyond_the_limit_disconnects_before_anything_is_allocated() {
         assert!(matches!(parse(&header(1, 0, PAYLOAD_MAX + 1), false), Parsed::Fatal(_)));
         assert!(matches!(parse(&header(4, 0, u32::MAX), false), Parsed::Request(_)));
+    }
+
+    #[test]
+    fn an_extended_write_without_its_payload_flag_disconnects() {
+        let extended = |flags: u16| {
+            let mut out = EXTENDED_MAGIC.to_be_bytes().to_vec();
+            out.extend(flags.to_be_bytes());
+            out.extend(1u16.to_be_bytes());
+            [7u64, 4096, 512].iter().for_each(|field| out.extend(field.to_be_bytes()));
+            out
+        };
+        assert!(matches!(parse(&extended(0), true), Parsed::Fatal(_)));
+        let Parsed::Request(request) = parse(&extended(FLAG_PAYLOAD_LEN), true) else { panic!("it parses") };
+        assert_eq!((request.payload, request.length), (512, 512));
     }
 
     #[test]

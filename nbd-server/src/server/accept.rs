@@ -1,19 +1,14 @@
-//! Letting clients in: listeners, and how many there may be.
+//! Letting clients in, and how many there may be.
 //!
 //! Invariants
-//!   * the control socket can be used by its owner alone, and TCP beyond loopback only with TLS;
 //!   * a client that has not been let in yet makes room for a new one; one that has been never does.
 
 use super::conn::{Conn, Role, Socket};
+use super::listen::Listener;
 use super::Server;
 use crate::nbd::{Gate, Handshake};
 use crate::poll;
-use std::fs;
-use std::io::{self, ErrorKind, Write};
-use std::net::{TcpListener, ToSocketAddrs};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::io::Write;
 use std::time::Instant;
 
 /// Connections at a time: one more is closed at once.
@@ -27,37 +22,6 @@ const ACCEPTS_PER_TURN: usize = 16;
 pub(super) const DESCRIPTORS_KEPT: u64 = 640;
 /// Descriptors of one client: a socket, and two more for a TLS relay.
 pub(super) const DESCRIPTORS_EACH: u64 = 3;
-
-pub(super) enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-pub(super) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
-    // A socket left by a killed daemon: the pool's lock says that nobody listens there any more.
-    if UnixStream::connect(path).is_err() && fs::symlink_metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
-        fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-pub(super) fn listen_tcp(address: &str, tls: bool) -> io::Result<TcpListener> {
-    let explain = |e: io::Error| io::Error::new(e.kind(), format!("listening on {address}: {e}"));
-    let found = address.to_socket_addrs().map_err(explain)?.collect::<Vec<_>>();
-    if !tls && found.iter().any(|a| !a.ip().is_loopback()) {
-        let text = format!(
-            "{address} is not a loopback address: give --tls-cert and --tls-key, and --tls-client-ca to let in only \
-             clients you know; without TLS, NBD is served on loopback and Unix sockets only"
-        );
-        return Err(io::Error::new(ErrorKind::InvalidInput, text));
-    }
-    let listener = TcpListener::bind(found.as_slice()).map_err(explain)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
 
 impl Server {
     pub(super) fn add(&mut self, socket: Socket, role: Role, out: Vec<u8>) {
@@ -81,6 +45,7 @@ impl Server {
             sent: 0,
             interest,
             closing: false,
+            why: "it ended the negotiation, or broke the protocol",
             more: false,
             yielded: false,
             temporary: None,

@@ -6,7 +6,7 @@
 //!
 //! Not here: what a command does (`control`).
 
-use super::conn::{make_room, Conn, Role};
+use super::conn::{fill, make_room, Conn, Role};
 use super::flush::Waiter;
 use super::Server;
 use crate::control::{self, Taken};
@@ -64,7 +64,7 @@ impl Server {
                 let message = format!("clients have {} open: disconnect them, or give --force", self.exports(&users));
                 return self.say(token, &json!({"error": {"kind": "busy", "message": message}}));
             }
-            users.into_iter().for_each(|user| self.close(user, "what it had open is taken away (--force)"));
+            users.into_iter().for_each(|user| self.dismiss(user));
         }
         match control::handle(&mut self.pool, request) {
             Err(e) => {
@@ -81,6 +81,24 @@ impl Server {
                 self.start_sync(job.volume);
             }
         }
+    }
+
+    /// Disconnects a client whose export is taken away. What it has asked for and not been answered is refused,
+    /// as far as it takes the refusals at once.
+    fn dismiss(&mut self, token: u64) {
+        let waits = self.take_waits(token);
+        if let Some(conn) = self.conns.get_mut(&token) {
+            // Requests may lie in the socket; whether there are any does not matter.
+            let _ = fill(conn);
+            if let Role::Session(session) = &conn.role {
+                session.end(waits, &conn.input[conn.start..conn.end], &mut conn.out);
+            }
+            while conn.sent < conn.out.len() {
+                let Ok(n) = conn.socket.write(&conn.out[conn.sent..]) else { break };
+                conn.sent += n;
+            }
+        }
+        self.close(token, "what it had open is taken away (--force)");
     }
 
     /// Clients that use what a command takes away.

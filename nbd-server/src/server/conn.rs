@@ -61,6 +61,8 @@ pub(super) struct Conn {
     pub sent: usize,
     pub interest: u32,
     pub closing: bool,
+    /// Why it closes, for the log.
+    pub why: &'static str,
     /// Requests are left that wait for the output to be sent, or for others' turns.
     pub more: bool,
     /// Among `Server::yielded`.

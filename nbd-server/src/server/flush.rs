@@ -61,6 +61,21 @@ impl Server {
         touched.into_iter().for_each(|token| self.send(token));
     }
 
+    /// Takes what a client waits for: nobody else will answer it.
+    pub(super) fn take_waits(&mut self, token: u64) -> Vec<Wait> {
+        let mut taken = Vec::new();
+        for waiters in self.syncing.values_mut().flat_map(|entry| [&mut entry.now, &mut entry.next]) {
+            waiters.retain(|waiter| match waiter {
+                Waiter::Nbd(of, wait) if *of == token => {
+                    taken.push(*wait);
+                    false
+                }
+                _ => true,
+            });
+        }
+        taken
+    }
+
     pub(super) fn wait_for_sync(&mut self, volume: VolumeId, waiter: Waiter) {
         self.syncing.entry(volume).or_default().next.push(waiter);
     }

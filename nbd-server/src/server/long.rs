@@ -20,6 +20,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tracing::{error, info, warn};
 
+/// Findings of a check or scrub that go into the log.
+const FINDINGS_LOGGED: usize = 20;
 /// Bytes of a volume's name that go into the name of a temporary one.
 const STEM_MAX: usize = 200;
 
@@ -37,7 +39,7 @@ impl Server {
             Some("check") => self.call_audit(token, AuditKind::Check),
             Some("scrub") => {
                 let volume = request.get("volume").and_then(Value::as_str);
-                let known = volume.map_or(Ok(()), |name| self.pool.volume_id(name).map(drop));
+                let known = volume.map_or(Ok(()), |name| resolve(&self.pool, name).map(drop));
                 known.and_then(|()| self.call_audit(token, AuditKind::Scrub(volume.map(str::to_owned))))
             }
             _ => return false,
@@ -144,10 +146,15 @@ impl Server {
     pub(super) fn audited(&mut self, token: u64, outcome: Result<Value>) {
         self.audit = None;
         self.pool.end_audit();
-        let found = |key| outcome.as_ref().ok().and_then(|a| a.get(key)?.as_array()).map_or(0, Vec::len);
-        match (&outcome, found("problems") + found("damaged")) {
+        let listed = |key| outcome.as_ref().ok().and_then(|answer| answer.get(key)?.as_array()).into_iter().flatten();
+        let findings: Vec<&str> = listed("problems").chain(listed("damaged")).filter_map(Value::as_str).collect();
+        match (&outcome, findings.len()) {
             (Ok(_), 0) => info!("the pool was verified"),
-            (Ok(answer), _) => error!(%answer, "the pool is damaged"),
+            (Ok(_), found) => {
+                // Each is a line of its own, which no log cuts off; the caller has them all.
+                error!(found, "the pool is damaged");
+                findings.iter().take(FINDINGS_LOGGED).for_each(|finding| error!(finding, "damage"));
+            }
             (Err(e), _) => warn!(error = %e, "verifying the pool was not completed"),
         }
         let answer = outcome.unwrap_or_else(|e| control::error_json(&e));

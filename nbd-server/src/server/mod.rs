@@ -13,6 +13,7 @@ mod close;
 mod commands;
 mod conn;
 mod flush;
+mod listen;
 mod long;
 mod turns;
 
@@ -21,11 +22,13 @@ use crate::jobs::Workers;
 use crate::metrics::Metrics;
 use crate::poll::{self, Poll};
 use crate::tls::Tls;
-use accept::{listen_tcp, listen_unix, Listener, CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
+use accept::{CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::{Pool, VolumeId};
 use conn::Conn;
 use flush::Syncing;
+pub use listen::Listen;
+use listen::{explain, listen_unix, Listener};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -36,19 +39,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Where NBD clients are accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A TCP address; beyond loopback only with TLS.
-    Tcp(String),
-}
-
 /// How the daemon runs.
 pub struct ServerOptions {
     /// The pool's folder.
     pub folder: PathBuf,
+    /// Where commands are taken; without it, at `control.sock` in the folder.
+    pub control: Option<PathBuf>,
     /// NBD listeners.
     pub listen: Vec<Listen>,
     /// Prepared segments to keep ready.
@@ -124,26 +120,18 @@ impl Server {
         let poll = Poll::new()?;
         poll.add(signals.as_raw_fd(), TOKEN_SIGNAL, poll::READ)?;
         poll.add(wake.as_raw_fd(), TOKEN_WAKE, poll::READ)?;
-        let control_path = options.folder.join("control.sock");
-        let control = listen_unix(&control_path)
-            .map_err(|e| io::Error::new(e.kind(), format!("listening on {}: {e}", control_path.display())))?;
+        let control_path = options.control.unwrap_or_else(|| options.folder.join("control.sock"));
+        let control = listen_unix(&control_path).map_err(|e| explain(&control_path.display(), &e))?;
         poll.add(control.as_raw_fd(), TOKEN_CONTROL, poll::READ)?;
         let (mut listeners, mut sockets) = (Vec::new(), vec![control_path]);
         for (i, listen) in options.listen.iter().enumerate() {
-            let (listener, fd) = match listen {
-                Listen::Unix(path) => {
-                    let made = listen_unix(path);
-                    let listener =
-                        made.map_err(|e| io::Error::new(e.kind(), format!("listening on {}: {e}", path.display())))?;
-                    sockets.push(path.clone());
-                    let fd = listener.as_raw_fd();
-                    (Listener::Unix(listener), fd)
-                }
-                Listen::Tcp(address) => {
-                    let listener = listen_tcp(address, options.tls.is_some())?;
-                    let fd = listener.as_raw_fd();
-                    (Listener::Tcp(listener), fd)
-                }
+            let listener = listen.bind(options.tls.is_some())?;
+            if let Listen::Unix(path) = listen {
+                sockets.push(path.clone());
+            }
+            let fd = match &listener {
+                Listener::Unix(listener) => listener.as_raw_fd(),
+                Listener::Tcp(listener) => listener.as_raw_fd(),
             };
             poll.add(fd, TOKEN_LISTEN + i as u64, poll::READ)?;
             listeners.push(listener);

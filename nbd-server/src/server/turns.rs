@@ -134,7 +134,7 @@ impl Server {
         conn.more = matches!(next, Next::Send | Next::Yield);
         conn.waiting += waits.len();
         match next {
-            Next::Close => conn.closing = true,
+            Next::Close(why) => (conn.closing, conn.why) = (true, why),
             Next::Read(whole) => make_room(conn, whole),
             Next::Send | Next::Yield => {}
         }
@@ -170,7 +170,8 @@ impl Server {
         conn.sent = 0;
         conn.out.shrink_to(OUTPUT_KEPT);
         if conn.closing && conn.waiting == 0 {
-            return self.close(token, "it ended the session, or broke the protocol");
+            let why = conn.why;
+            return self.close(token, why);
         }
         let reads = !conn.closing && conn.waiting < WAITS_MAX;
         if conn.more && reads && !conn.yielded {

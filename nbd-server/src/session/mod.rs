@@ -33,8 +33,8 @@ pub enum Next {
     Send,
     /// Others first, then go on: the turn's work is done.
     Yield,
-    /// The client is done, or not a client.
-    Close,
+    /// The client is done, or not a client: why.
+    Close(&'static str),
 }
 
 /// A client in the transmission phase.
@@ -101,13 +101,13 @@ impl Session {
                 match self.piece(large, pool, metrics, rest, out, waits) {
                     Piece::More(n) | Piece::Over(n, _) => used += n,
                     Piece::Need(whole) => return (used, Next::Read(whole)),
-                    Piece::Broken => return (used, Next::Close),
+                    Piece::Broken => return (used, Next::Close("an answer that had begun could not be completed")),
                 }
                 continue;
             }
             let request = match nbd::parse(rest, self.agreed.extended) {
                 Parsed::NeedMore => return (used, Next::Read(0)),
-                Parsed::Fatal(_) => return (used, Next::Close),
+                Parsed::Fatal(why) => return (used, Next::Close(why)),
                 Parsed::Request(request) => request,
             };
             if self.is_large(&request) {
@@ -126,7 +126,7 @@ impl Session {
                 return (used, Next::Read(whole));
             };
             if request.command == Command::Disconnect {
-                return (used + whole, Next::Close);
+                return (used + whole, Next::Close("it said goodbye"));
             }
             if request.command == Command::Write && !self.agreed.export.read_only {
                 let bytes = self.write_run(pool, metrics, rest, out, waits);
@@ -387,6 +387,26 @@ impl Session {
         match failure {
             None => self.ok(out, wait.cookie, wait.offset),
             Some(why) => self.refuse(out, wait.cookie, wait.offset, Errno::Io, why),
+        }
+    }
+
+    /// The session is ended by the server: what `waits` for a sync, and every request in `input` that was not
+    /// carried out, is refused with ESHUTDOWN. Nothing can be said in the middle of an answer.
+    pub fn end(&self, waits: Vec<Wait>, input: &[u8], out: &mut Vec<u8>) {
+        const WHY: &str = "the export is taken away";
+        if self.large.is_some() {
+            return;
+        }
+        for wait in waits {
+            self.refuse(out, wait.cookie, wait.offset, Errno::Shutdown, WHY);
+        }
+        let mut rest = input;
+        while let Parsed::Request(request) = nbd::parse(rest, self.agreed.extended) {
+            if request.command == Command::Disconnect {
+                return;
+            }
+            self.fail(out, &request, Errno::Shutdown, WHY);
+            rest = rest.get(request.header + request.payload as usize..).unwrap_or_default();
         }
     }
 

@@ -30,6 +30,9 @@ impl Exports for Two {
     fn has_checkpoint(&mut self, _: &str, checkpoint: &str) -> bool {
         checkpoint == "v1"
     }
+    fn checkpoints(&mut self, _: &str, _: usize) -> Vec<String> {
+        vec!["v1".to_owned()]
+    }
 }
 
 /// Runs one handshake. The first byte chooses the gate (bit 0), a structured script instead of raw

@@ -92,7 +92,9 @@ impl Wanted {
 
     fn encode(&self, extended: bool) -> Vec<u8> {
         let mut out = if extended { 0x21e4_1c71u32 } else { 0x2560_9513 }.to_be_bytes().to_vec();
-        out.extend(self.flags.to_be_bytes());
+        // An extended write without this flag ends the session, and with it the script.
+        let flags = if extended && self.kind == 1 { self.flags | 32 } else { self.flags };
+        out.extend(flags.to_be_bytes());
         out.extend(self.kind.to_be_bytes());
         out.extend(self.cookie.to_be_bytes());
         out.extend(self.offset.to_be_bytes());
@@ -218,7 +220,7 @@ impl Harness {
                     assert!(whole <= (1 << 20) + 32, "the server wants {whole} bytes at once");
                     return true;
                 }
-                Next::Close => {
+                Next::Close(_) => {
                     self.closed = true;
                     return false;
                 }

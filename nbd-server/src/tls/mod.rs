@@ -54,9 +54,23 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let found = CertificateDer::pem_file_iter(path).map_err(|e| invalid(path, e))?;
     let found = found.collect::<Result<Vec<_>, _>>().map_err(|e| invalid(path, e))?;
     if found.is_empty() {
-        return Err(invalid(path, "no certificate in the file: it must be PEM"));
+        let key = PrivateKeyDer::from_pem_file(path).is_ok();
+        let why = if key {
+            "this is a private key: were certificate and key swapped?"
+        } else {
+            "no certificate in the file: it must be PEM"
+        };
+        return Err(invalid(path, why));
     }
     Ok(found)
+}
+
+/// Why there is no key in `path`.
+fn no_key(path: &Path, e: &rustls::pki_types::pem::Error) -> String {
+    match CertificateDer::from_pem_file(path) {
+        Ok(_) => "this is a certificate, no private key: were certificate and key swapped?".to_owned(),
+        Err(_) => e.to_string(),
+    }
 }
 
 /// One relay's place among `RELAYS_MAX`, given back when the relay ends in whatever way.
@@ -89,9 +103,11 @@ impl Tls {
                 builder.with_client_cert_verifier(verifier.build().map_err(|e| invalid(path, e))?)
             }
         };
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| invalid(&files.key, e))?;
-        let mut config =
-            builder.with_single_cert(certificates(&files.cert)?, key).map_err(|e| invalid(&files.cert, e))?;
+        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| invalid(&files.key, no_key(&files.key, &e)))?;
+        let chain = certificates(&files.cert)?;
+        let mut config = builder
+            .with_single_cert(chain, key)
+            .map_err(|e| invalid(&files.cert, format!("{e} (the key is {})", files.key.display())))?;
         // Sessions last for days; resumption would only keep secrets in memory.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
