@@ -8,4 +8,4 @@ mod table;
 pub use compact::{compact, CompactJob};
 pub use files::{segment_name, Segments};
 pub use reserve::{give_up, Purpose, Reserve};
-pub use table::Segment;
+pub use table::{Segment, SegmentTable};
