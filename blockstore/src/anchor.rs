@@ -7,17 +7,15 @@
 //!     which it is dead (`settled`, and the victims chosen at `begin_anchor`);
 //!   * an anchor under its final name is complete: if it does not verify, it is damaged.
 
-use crate::checkpoint::{release_node, tidy};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
-use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
-use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
+use crate::limits::{BLOCK, END_SLOT, FIRST_SLOT};
 use crate::log::{note_failed_sync, Stream};
-use crate::map::{Moves, PageSink, WriteOut, Written};
-use crate::pool::{Pool, POOL_STREAM};
-use crate::space::{give_up, CompactJob, Purpose, Segment, Segments};
-use crate::types::{Lsn, SegmentId, SlotAddr};
+use crate::pool::Pool;
+use crate::space::{give_up, CompactJob, Purpose};
+use crate::types::{Lsn, SegmentId};
+use crate::write_map::Progress;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -45,6 +43,8 @@ pub(crate) struct AnchorState {
     pub victims: Vec<Victim>,
     /// Counts dead slots at the last anchor: anything new to clean?
     pub live_blocks: u64,
+    /// How far the map has been written ahead of the next anchor.
+    pub ahead: Progress,
     /// `log_bytes` when an anchor found no space: the next one waits until something has changed.
     pub no_space_at: Option<u64>,
 }
@@ -61,6 +61,7 @@ impl AnchorState {
             audited: false,
             victims: Vec::new(),
             live_blocks: 0,
+            ahead: Progress::default(),
             no_space_at: None,
         }
     }
@@ -202,55 +203,6 @@ impl AnchorJob {
     }
 }
 
-/// Writes map pages behind one another; accounts only when the whole pass succeeded.
-struct Sink<'a> {
-    segments: &'a mut Segments,
-    open: Option<(SegmentId, Arc<dyn File>, u32)>,
-    written: Vec<(SlotAddr, usize)>,
-    filled: Vec<SegmentId>,
-    files: Vec<Arc<dyn File>>,
-}
-
-impl PageSink for Sink<'_> {
-    fn next_addr(&mut self) -> Result<SlotAddr> {
-        if let Some((id, _, slot)) = &self.open {
-            if *slot == END_SLOT {
-                self.filled.push(*id);
-                self.open = None;
-            }
-        }
-        if let Some((id, _, slot)) = &self.open {
-            return Ok(SlotAddr::new(*id, *slot));
-        }
-        let (id, file, _) = self.segments.take()?;
-        let header = SegmentHeader {
-            pool: self.segments.pool,
-            segment: id,
-            kind: SegmentKind::Map,
-            volume: POOL_STREAM,
-            sequence: 0,
-            previous_crc: 0,
-            layout: Layout::Full,
-        };
-        file.write_at(&[IoSlice::new(&header.encode())], 0).map_err(|e| Error::io("writing map pages", e))?;
-        self.segments.table.insert(id, Segment::new(SegmentKind::Map, POOL_STREAM));
-        self.files.push(file.clone());
-        self.open = Some((id, file, FIRST_SLOT));
-        Ok(SlotAddr::new(id, FIRST_SLOT))
-    }
-
-    fn write(&mut self, addr: SlotAddr, page: &[u8], nodes: usize) -> Result<()> {
-        let Some((_, file, slot)) = &mut self.open else {
-            return Err(Error::new(ErrorKind::Io, "no segment is open for map pages"));
-        };
-        let written = file.write_at(&[IoSlice::new(page)], u64::from(addr.slot()) * BLOCK_U64);
-        written.map_err(|e| Error::io("writing map pages", e))?;
-        *slot = addr.slot() + 1;
-        self.written.push((addr, nodes));
-        Ok(())
-    }
-}
-
 impl Pool {
     /// Whether it is time for an anchor.
     pub fn wants_anchor(&self) -> bool {
@@ -267,6 +219,7 @@ impl Pool {
     /// Writes changed map nodes to map pages and takes the state down.
     pub fn begin_anchor(&mut self, cleaning: Cleaning) -> Result<AnchorJob> {
         self.writable()?;
+        self.anchors.ahead = Progress::default();
         if let Err(e) = self.write_map_with_reserve() {
             self.anchors.no_space_at = (e.kind() == ErrorKind::NoSpace).then_some(self.anchors.log_bytes);
             return Err(e);
@@ -337,66 +290,6 @@ impl Pool {
         let job = self.begin_anchor(cleaning)?;
         let outcome = job.run();
         self.anchored(job, outcome)
-    }
-
-    /// On a full disk the reserve makes room for the map pages of one more anchor.
-    fn write_map_with_reserve(&mut self) -> Result<()> {
-        let moves = tidy(&self.roots, &mut self.map, &mut self.segments.table);
-        match self.write_map(&moves) {
-            Err(e) if e.kind() == ErrorKind::NoSpace && self.reserve.give_up(&*self.disk, Purpose::Anchors) => {
-                self.write_map(&Moves::default())
-            }
-            done => done,
-        }
-    }
-
-    fn write_map(&mut self, moves: &Moves) -> Result<()> {
-        let (ids, tops): (Vec<_>, Vec<_>) = self.roots.iter().map(|(id, root)| (id, root.map.top)).unzip();
-        let mut sink = Sink {
-            segments: &mut self.segments,
-            open: self.map_open.clone(),
-            written: Vec::new(),
-            filled: Vec::new(),
-            files: Vec::new(),
-        };
-        sink.files.extend(sink.open.iter().map(|(_, file, _)| file.clone()));
-        let outcome = WriteOut::new(&mut sink, moves).run(&mut self.map, &tops);
-        let Sink { open, written, filled, files, .. } = sink;
-        let Written { tops, moved } = match outcome {
-            Ok(done) => done,
-            Err(e) => {
-                // Nothing refers to the segments begun in this pass: they are the cleaner's.
-                let before = self.map_open.as_ref().map(|(id, ..)| *id);
-                let begun = filled.into_iter().chain(open.map(|(id, ..)| id)).filter(|id| Some(*id) != before);
-                begun.for_each(|id| {
-                    if let Some(segment) = self.segments.table.get_mut(id) {
-                        segment.sealed = true;
-                    }
-                });
-                return Err(e);
-            }
-        };
-        for (id, top) in ids.into_iter().zip(tops) {
-            self.roots.get_mut(id).map.top = top;
-        }
-        for node in moved {
-            release_node(&mut self.map, &mut self.segments, node);
-        }
-        for (addr, nodes) in written {
-            self.segments.table.add_nodes(addr, nodes);
-            if let Some(segment) = self.segments.table.get_mut(addr.segment()) {
-                segment.used = addr.slot() + 1;
-                segment.stored = segment.used;
-            }
-        }
-        for id in filled {
-            if let Some(segment) = self.segments.table.get_mut(id) {
-                segment.sealed = true;
-            }
-        }
-        self.map_open = open;
-        self.anchors.extra_files.extend(files);
-        Ok(())
     }
 
     fn take_down(&self, sequence: u64) -> Anchor {

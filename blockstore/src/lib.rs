@@ -39,6 +39,7 @@ mod stats;
 pub mod testing;
 mod types;
 mod volume;
+mod write_map;
 
 pub use anchor::{AnchorJob, Cleaning};
 pub use audit::{Audit, AuditJob};

@@ -8,4 +8,4 @@ mod tidy;
 pub use reap::{can_reap, reap_step};
 pub use release::{release, release_node};
 pub use roots::{Root, Roots};
-pub use tidy::tidy;
+pub use tidy::{tidy, tidy_below};

@@ -93,6 +93,12 @@ impl Roots {
         self.roots.iter().map(|(id, r)| (*id, r))
     }
 
+    /// The heads from number `first` on.
+    pub fn heads_from(&self, first: RootId) -> impl Iterator<Item = (RootId, &Root)> {
+        let heads = self.roots.range(first..).filter(|(_, root)| matches!(root.kind, RootKind::Head));
+        heads.map(|(id, root)| (*id, root))
+    }
+
     /// Gives `id` another parent.
     pub fn set_parent(&mut self, id: RootId, parent: Option<RootId>) {
         if let Some(before) = self.get(id).parent {

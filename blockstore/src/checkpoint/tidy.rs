@@ -31,13 +31,23 @@ const MOVES_PER_CHANGE: usize = 2;
 
 /// Chooses the leaves to move with the changed nodes of all heads.
 pub fn tidy(roots: &Roots, map: &mut Map, table: &mut SegmentTable) -> Moves {
-    let heads = roots.iter().filter(|(_, root)| matches!(root.kind, RootKind::Head));
-    let heads: Vec<_> = heads.map(|(id, root)| (id, root.map)).collect();
-    let pages = Pages(table.iter_mut().filter(|(_, segment)| segment.kind == SegmentKind::Map).collect());
-    let mut tidy = Tidy { roots, map, pages, credit: 0, moves: Moves::default() };
-    for (head, tree) in heads {
-        tidy.walk(head, tree.top, 0);
+    let mut tidy = Tidy::new(roots, map, table);
+    for (head, root) in roots.iter().filter(|(_, root)| matches!(root.kind, RootKind::Head)) {
+        tidy.walk(head, root.map.top, 0);
     }
+    tidy.moves
+}
+
+/// Chooses the leaves to move with those of `parents`, nodes of level 1 of `head`.
+pub fn tidy_below(
+    roots: &Roots,
+    map: &mut Map,
+    table: &mut SegmentTable,
+    head: RootId,
+    parents: &[(Ref, u64)],
+) -> Moves {
+    let mut tidy = Tidy::new(roots, map, table);
+    parents.iter().for_each(|(at, base)| tidy.walk(head, *at, *base));
     tidy.moves
 }
 
@@ -49,7 +59,12 @@ struct Tidy<'a> {
     moves: Moves,
 }
 
-impl Tidy<'_> {
+impl<'a> Tidy<'a> {
+    fn new(roots: &'a Roots, map: &'a mut Map, table: &'a mut SegmentTable) -> Self {
+        let pages = Pages(table.iter_mut().filter(|(_, segment)| segment.kind == SegmentKind::Map).collect());
+        Self { roots, map, pages, credit: 0, moves: Moves::default() }
+    }
+
     fn walk(&mut self, head: RootId, at: Ref, base: u64) {
         let Some((level, entries)) = self.map.sole(at) else { return };
         self.credit += MOVES_PER_CHANGE;

@@ -8,11 +8,13 @@
 //!   * A node's identity is its reference: two equal references name the same subtree, so shared
 //!     subtrees are recognised, and skipped, in one comparison.
 
+mod ahead;
 mod cache;
 mod node;
 mod tree;
 mod writeout;
 
+pub use ahead::Parents;
 pub use cache::{NumberMap, PageCache, PageSource};
 pub use node::{Ref, Target, FANOUT};
 pub use tree::{Map, MapRoot, Replaced};

@@ -54,6 +54,8 @@ pub struct WriteOut<'a> {
     written: NumberMap<u32, Ref>,
     builder: PageBuilder,
     addr: Option<SlotAddr>,
+    /// Leaves that several nodes refer to are left for the pass that sees them all.
+    shared_stay: bool,
 }
 
 impl<'a> WriteOut<'a> {
@@ -67,6 +69,7 @@ impl<'a> WriteOut<'a> {
             written: NumberMap::default(),
             builder: PageBuilder::default(),
             addr: None,
+            shared_stay: false,
         }
     }
 
@@ -77,6 +80,25 @@ impl<'a> WriteOut<'a> {
         self.finish_page(map)?;
         map.arena = Default::default();
         Ok(Written { tops, moved: self.moved })
+    }
+
+    /// Writes only the leaves of `parents`, nodes of level 1 that one tree alone refers to, each of which then
+    /// refers to them there. Returns where the leaves were that have been moved.
+    pub fn run_leaves(mut self, map: &mut Map, parents: &[(Ref, u64)]) -> Result<Vec<Ref>> {
+        self.shared_stay = true;
+        let ids = parents.iter().filter_map(|(at, _)| match at.target() {
+            Target::Memory(id) => Some(id),
+            _ => None,
+        });
+        let done = ids.map(|id| Ok((id, self.children(map, id)?))).collect::<Result<Vec<_>>>()?;
+        self.finish_page(map)?;
+        for (id, entries) in done {
+            let before = std::mem::replace(&mut map.arena.get_mut(id).entries, entries);
+            let now = *map.arena.get(id).entries;
+            let gone = before.iter().zip(now).filter(|(before, now)| *before != now);
+            gone.for_each(|(before, _)| map.release(Ref::from_bits(*before)));
+        }
+        Ok(self.moved)
     }
 
     fn leaves(&mut self, map: &mut Map, at: Ref) -> Result<()> {
@@ -105,6 +127,7 @@ impl<'a> WriteOut<'a> {
         for (i, entry) in entries.iter_mut().enumerate() {
             let child = Ref::from_bits(*entry);
             *entry = match child.target() {
+                Target::Memory(leaf) if self.shared_stay && map.arena.get(leaf).references > 1 => continue,
                 Target::Memory(leaf) => self.leaf(map, leaf)?.bits(),
                 Target::Page(from, node) if moves >> i & 1 == 1 => self.move_leaf(map, child, from, node)?.bits(),
                 _ => continue,

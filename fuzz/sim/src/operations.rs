@@ -472,7 +472,11 @@ impl History {
 
     fn reap(&mut self) -> Step {
         let steps = 1 + self.rng.below(60);
-        match self.pool().reap(steps) {
+        let done = match self.rng.one_in(2) {
+            true => self.pool().reap(steps),
+            false => self.pool().write_map_ahead(),
+        };
+        match done {
             Ok(_) => Ok(()),
             Err(e) => self.failed(None, &e),
         }

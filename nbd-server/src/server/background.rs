@@ -31,7 +31,12 @@ impl Server {
             warn!(error = %e, "giving back space failed");
             false
         });
-        if self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor() {
+        let ahead = !short
+            && self.pool.write_map_ahead().unwrap_or_else(|e| {
+                warn!(error = %e, "the map could not be written ahead");
+                false
+            });
+        if !ahead && (self.pool.wants_anchor() || idle && !more && self.pool.wants_idle_anchor()) {
             let cleaning = match (short, idle) {
                 (true, _) => Cleaning::Thorough,
                 (_, true) => Cleaning::Idle,
@@ -61,7 +66,7 @@ impl Server {
                 self.workers.submit(Job::Spare(id, self.disk.clone(), urgency));
             }
         }
-        more
+        more || ahead
     }
 
     /// Whether clients have just been told that the disk is full, and it is time to look for space:
