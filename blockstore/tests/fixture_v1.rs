@@ -1,6 +1,7 @@
-//! A pool as format version 1 left it must open for ever, with the same contents.
+//! A pool as format version 1 left it must open for ever, with the same contents; and so with every
+//! version after it.
 //!
-//! The fixture is text: `file NAME LENGTH`, then `OFFSET COUNT HEX`: COUNT repetitions of 16 bytes;
+//! A fixture is text: `file NAME LENGTH`, then `OFFSET COUNT HEX`: COUNT repetitions of 16 bytes;
 //! what is not mentioned is zero. It was made by `write_the_fixture`, killed in the middle of a log:
 //! it holds a packed segment, map pages, an anchor and an unanchored tail.
 
@@ -12,7 +13,12 @@ use std::sync::Arc;
 
 const BLOCK: u64 = 4096;
 const ROW: usize = 16;
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v1.txt");
+const FIXTURES: [&str; 2] = [
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v1.txt"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v2.txt"),
+];
+/// What `write_the_fixture` writes.
+const NEWEST: &str = FIXTURES[FIXTURES.len() - 1];
 
 fn open(disk: &SimDisk) -> Pool {
     let options = PoolOptions { map_cache: 1 << 20, anchor_bytes: 1 << 40 };
@@ -104,7 +110,7 @@ fn write_the_fixture() {
     let job = pool.delete_volume(gone).unwrap();
     pool.finish(job).unwrap();
     drop(pool);
-    std::fs::write(PATH, save(&disk.after_kill())).unwrap();
+    std::fs::write(NEWEST, save(&disk.after_kill())).unwrap();
 }
 
 /// Blocks that are not zero, each with the byte at offset 100 and the one at offset 4000.
@@ -147,8 +153,12 @@ fn verify(pool: &mut Pool) {
 }
 
 #[test]
-fn a_pool_of_version_1_opens_with_its_contents() {
-    let disk = load(&std::fs::read_to_string(PATH).unwrap());
+fn a_pool_of_every_version_opens_with_its_contents() {
+    FIXTURES.iter().for_each(|path| opens_with_its_contents(path));
+}
+
+fn opens_with_its_contents(path: &str) {
+    let disk = load(&std::fs::read_to_string(path).unwrap());
     let mut pool = open(&disk);
     verify(&mut pool);
     // What this program makes of it serves as well: cleaned, anchored, written to, opened again.
@@ -161,10 +171,14 @@ fn a_pool_of_version_1_opens_with_its_contents() {
     verify(&mut open(&disk.after_kill()));
 }
 
-/// The fixture is not an easy one: it has all that a pool can have.
+/// The fixtures are no easy ones: they have all that a pool can have.
 #[test]
-fn the_fixture_has_a_packed_segment_and_an_unanchored_tail() {
-    let disk = load(&std::fs::read_to_string(PATH).unwrap());
+fn the_fixtures_have_a_packed_segment_and_an_unanchored_tail() {
+    FIXTURES.iter().for_each(|path| has_a_packed_segment_and_an_unanchored_tail(path));
+}
+
+fn has_a_packed_segment_and_an_unanchored_tail(path: &str) {
+    let disk = load(&std::fs::read_to_string(path).unwrap());
     let packed = disk.names().iter().filter(|name| name.starts_with("seg-")).any(|name| {
         let mut packed = false;
         disk.edit(name, |bytes| packed = bytes[7] == 1);
@@ -174,4 +188,17 @@ fn the_fixture_has_a_packed_segment_and_an_unanchored_tail() {
     let options = PoolOptions::default();
     let (_, report) = Pool::open(disk.handle(), Arc::new(SimClock::default()), options).unwrap();
     assert_eq!((report.batches, report.records), (6, 6));
+}
+
+/// Each is of its version: the anchor says so.
+#[test]
+fn the_fixtures_are_of_different_versions() {
+    let version = |path: &str| {
+        let disk = load(&std::fs::read_to_string(path).unwrap());
+        let anchor = disk.names().into_iter().find(|name| name.starts_with("anchor-")).unwrap();
+        let mut version = 0;
+        disk.edit(&anchor, |bytes| version = bytes[8]);
+        version
+    };
+    assert_eq!(FIXTURES.map(version), [1, 2]);
 }

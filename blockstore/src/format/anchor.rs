@@ -6,7 +6,7 @@
 use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::live::{pack, unpack, Form};
 use super::segment::{Bitmap, SegmentKind};
-use super::VERSION;
+use super::ANCHOR_VERSION;
 use crate::error::{Error, Result};
 use crate::limits::SEGMENT_SLOTS;
 use crate::map::Ref;
@@ -117,7 +117,7 @@ impl Anchor {
     fn copy(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(MAGIC);
-        out.put_u16(VERSION);
+        out.put_u16(ANCHOR_VERSION);
         out.put_u16(0);
         out.put_u32(0);
         out.put_u64(0);
@@ -180,9 +180,9 @@ impl Anchor {
         if crc != checksum_without(bytes, CRC_AT) {
             return Err(Error::corrupt("the anchor file is damaged (checksum mismatch)"));
         }
-        if version != VERSION {
+        if !(1..=ANCHOR_VERSION).contains(&version) {
             return Err(Error::invalid(format!(
-                "the anchor has format version {version}, this program reads {VERSION}"
+                "the anchor has format version {version}, this program reads 1 to {ANCHOR_VERSION}: use a newer cairn"
             )));
         }
         if len != r.left() as u64 {

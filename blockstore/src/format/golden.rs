@@ -99,13 +99,14 @@ fn page_addr() -> SlotAddr {
     SlotAddr::new(SegmentId(2), 1)
 }
 
-fn nodes() -> [(u8, Box<[u64; 64]>); 2] {
+fn nodes() -> [(u8, Box<[u64; 64]>); 3] {
+    let full = Box::new(std::array::from_fn(|i| SlotAddr::new(SegmentId(1), 5 * i as u32 + 7).0));
     let (mut leaf, mut inner) = (Box::new([0; 64]), Box::new([0; 64]));
     leaf[0] = SlotAddr::new(SegmentId(0x0102_0304), 18).0;
     leaf[63] = SlotAddr::new(SegmentId(1), 2).0;
     inner[0] = Ref::page(page_addr(), 0).bits();
     inner[2] = Ref::run(SlotAddr::new(SegmentId(1), 100)).bits();
-    [(0, leaf), (1, inner)]
+    [(0, leaf), (1, inner), (0, full)]
 }
 
 fn page() -> Vec<u8> {
@@ -202,9 +203,13 @@ fn encoded() -> Vec<(String, Vec<u8>)> {
     all
 }
 
+/// What is no longer written is shown under these names.
+const ONLY_READ: [&str; 1] = ["map-page-of-version-1"];
+
 #[test]
 fn the_encoders_write_what_the_document_shows() {
     let mut documented = documented();
+    ONLY_READ.iter().for_each(|name| assert!(documented.remove(*name).is_some(), "{name} is not in the document"));
     for (name, bytes) in encoded() {
         let shown = documented.remove(&name);
         assert!(shown.as_ref() == Some(&bytes), "docs/FORMAT.md should show\n\n{}", dump(&name, &bytes));
@@ -230,10 +235,13 @@ fn the_decoders_read_what_the_document_shows() {
         let mut reader = Reader::new(shown(&format!("record-{name}")), "record");
         assert_eq!((Record::decode(&mut reader).unwrap(), reader.left()), (record, 0));
     }
-    let page = shown("map-page");
-    verify(page, page_addr()).unwrap();
-    for (index, (level, entries)) in nodes().into_iter().enumerate() {
-        assert_eq!(NodeView::of(page, index as u8).unwrap().entries(level).unwrap(), entries);
+    for (name, count) in [("map-page", 3), ("map-page-of-version-1", 2)] {
+        let page = shown(name);
+        verify(page, page_addr()).unwrap();
+        for (index, (level, entries)) in nodes().into_iter().enumerate().take(count) {
+            assert_eq!(NodeView::of(page, index as u8).unwrap().entries(level).unwrap(), entries);
+        }
+        assert!(NodeView::of(page, count as u8).is_err());
     }
     assert_eq!(Anchor::decode(&shown("anchor-copy").repeat(2)).unwrap(), anchor());
 }
@@ -257,6 +265,7 @@ fn the_document_states_our_constants() {
         ("COMMENT_BYTES_MAX", limits::COMMENT_BYTES_MAX as u64),
         ("AUTO_CHECKPOINTS_KEPT", limits::AUTO_CHECKPOINTS_KEPT as u64),
         ("VERSION", super::VERSION.into()),
+        ("ANCHOR_VERSION", super::ANCHOR_VERSION.into()),
     ];
     for (name, value) in ours {
         let row = format!("| `{name}` | {value} |");
@@ -281,6 +290,26 @@ fn every_flipped_byte_is_noticed() {
         assert!(verify(&flipped(&page(), at), page_addr()).is_err(), "map page byte {at}");
         let directory = flipped(&encode_directory_page(SegmentId(4), 1, &[1, 2, 3]), at);
         assert!(verify_directory_page(&directory, SegmentId(4), 1).is_err(), "directory byte {at}");
+    }
+}
+
+/// Anchors of every version so far are read; a newer one is refused as what it is.
+#[test]
+fn an_anchor_says_which_version_it_needs() {
+    let of_version = |version: u8| {
+        let mut copy = anchor().encode();
+        copy.truncate(copy.len() / 2);
+        copy[8] = version;
+        super::codec::seal_checksum(&mut copy, 12);
+        Anchor::decode(&copy.repeat(2))
+    };
+    for version in 1..=super::ANCHOR_VERSION {
+        assert_eq!(of_version(version as u8).unwrap(), anchor(), "version {version}");
+    }
+    for version in [0, super::ANCHOR_VERSION as u8 + 1] {
+        let e = of_version(version).unwrap_err();
+        let both = [format!("version {version}"), format!("reads 1 to {}", super::ANCHOR_VERSION)];
+        assert!(e.kind() == crate::ErrorKind::Invalid && both.iter().all(|text| e.to_string().contains(text)), "{e}");
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod anchor;
 pub mod batch;
+pub mod bits;
 pub mod codec;
 #[cfg(test)]
 mod golden;
@@ -14,5 +15,7 @@ pub mod record;
 pub mod segment;
 pub mod superblock;
 
-/// Format version written into every structure; a newer one is refused with a clear error.
+/// Version written into superblock, segment headers and batches; a newer one is refused with a clear error.
 pub const VERSION: u16 = 1;
+/// Version written into anchors; covers the map pages that they refer to, too. Older ones are read.
+pub const ANCHOR_VERSION: u16 = 2;

@@ -1,10 +1,15 @@
 //! Map pages: blocks that hold encoded map nodes, read in place.
 //!
-//! Sparse nodes cost what they hold: a bitmap says which of the 64 entries are present, 5 bytes
-//! each in leaves, 8 in inner nodes. Twelve full leaves share a page.
+//! Nodes cost what they hold: a bitmap says which of the 64 entries are present. Inner nodes store
+//! 8 bytes for each, leaves its difference from the smallest address in as many bits as the largest
+//! needs: blocks that were written about the same time lie near one another. A leaf that has all its
+//! entries needs no bitmap. Sixteen full leaves share a page where addresses differ by up to 30 bits.
+//!
+//! Leaves of format version 1, 5 bytes for each entry, are read for ever and no longer written.
 
-#![expect(clippy::arithmetic_side_effects, reason = "sums of constants and of numbers below 2^17 cannot overflow")]
+#![expect(clippy::arithmetic_side_effects, reason = "sums of constants and of numbers below 2^41 cannot overflow")]
 
+use super::bits::{self, Packed};
 use super::codec::{checksum_without, seal_checksum, Append};
 use crate::error::{Error, Result};
 use crate::limits::BLOCK;
@@ -17,18 +22,25 @@ const COUNT_AT: usize = 16;
 const TABLE_AT: usize = COUNT_AT + size_of::<u16>();
 /// Most nodes one page holds.
 pub const NODES_MAX: usize = 120;
-const NODE_HEADER: usize = size_of::<u8>() + size_of::<u64>();
-/// The largest node fits an empty page.
-const _: () = assert!(TABLE_AT + 2 + NODE_HEADER + 8 * FANOUT <= BLOCK);
 
-/// Bytes of an entry: a slot address in leaves, a reference elsewhere.
-fn width(level: u8) -> usize {
-    if level == 0 {
-        5
-    } else {
-        8
-    }
-}
+/// In the place of the level: a leaf of addresses in few bits.
+const DENSE: u8 = 0x80;
+/// The same without a bitmap: every entry is present.
+const DENSE_FULL: u8 = 0xc0;
+const KIND: usize = size_of::<u8>();
+const BITMAP: usize = size_of::<u64>();
+/// Smallest address and number of bits.
+const FRAME: usize = 5 + size_of::<u8>();
+/// Bits of an entry: of an address at most, of a reference always.
+const ADDRESS_BITS: u32 = SlotAddr::BITS;
+const REF_BITS: u32 = u64::BITS;
+
+/// The largest nodes fit an empty page, and a packed address the eight bytes in which it begins.
+const _: () = {
+    assert!(TABLE_AT + 2 + KIND + BITMAP + 8 * FANOUT <= BLOCK);
+    assert!(TABLE_AT + 2 + KIND + BITMAP + FRAME + 5 * FANOUT <= BLOCK);
+    assert!(ADDRESS_BITS + 7 <= u64::BITS && NODES_MAX <= u8::MAX as usize);
+};
 
 /// Collects nodes until a page is full.
 #[derive(Default)]
@@ -40,22 +52,39 @@ pub struct PageBuilder {
 impl PageBuilder {
     /// Adds a node and returns its place in the page, or `None` when it no longer fits.
     pub fn push(&mut self, level: u8, entries: &[u64; FANOUT]) -> Option<u8> {
-        let present = entries.iter().filter(|e| **e != 0).count();
+        let bitmap = entries.iter().enumerate().fold(0u64, |map, (i, e)| map | u64::from(*e != 0) << i);
+        let present = || entries.iter().copied().filter(|e| *e != 0);
+        let count = bitmap.count_ones() as usize;
+        if level > 0 {
+            let place = self.begin(KIND + BITMAP + 8 * count)?;
+            self.body.put_u8(level);
+            self.body.put_u64(bitmap);
+            present().for_each(|entry| self.body.put_u64(entry));
+            return Some(place);
+        }
+        let (base, last) = present().fold((u64::MAX, 0), |(low, high), e| (low.min(e), high.max(e)));
+        let base = base.min(last);
+        debug_assert!(last >> ADDRESS_BITS == 0, "a slot address has 40 bits");
+        let width = u64::BITS - (last - base).leading_zeros();
+        let full = bitmap == u64::MAX;
+        let place = self.begin(KIND + if full { 0 } else { BITMAP } + FRAME + bits::bytes(count, width))?;
+        self.body.put_u8(if full { DENSE_FULL } else { DENSE });
+        if !full {
+            self.body.put_u64(bitmap);
+        }
+        self.body.put_u40(base);
+        self.body.put_u8(width as u8);
+        bits::pack(present().map(|e| e - base), width, &mut self.body);
+        Some(place)
+    }
+
+    /// Begins a node of `len` bytes.
+    fn begin(&mut self, len: usize) -> Option<u8> {
         let used = TABLE_AT + 2 * (self.starts.len() + 1) + self.body.len();
-        if used + NODE_HEADER + present * width(level) > BLOCK || self.starts.len() == NODES_MAX {
+        if used + len > BLOCK || self.starts.len() == NODES_MAX {
             return None;
         }
         self.starts.push(self.body.len() as u16);
-        self.body.put_u8(level);
-        let bitmap = entries.iter().enumerate().fold(0u64, |map, (i, e)| map | u64::from(*e != 0) << i);
-        self.body.put_u64(bitmap);
-        for entry in entries.iter().filter(|e| **e != 0) {
-            if level == 0 {
-                self.body.put_u40(*entry);
-            } else {
-                self.body.put_u64(*entry);
-            }
-        }
         Some((self.starts.len() - 1) as u8)
     }
 
@@ -92,45 +121,82 @@ pub fn verify(bytes: &[u8], addr: SlotAddr) -> Result<()> {
     Ok(())
 }
 
+fn word(page: &[u8], at: usize) -> Option<usize> {
+    Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)))
+}
+
 /// A node read in place from a verified page.
 #[derive(Clone, Copy)]
 pub struct NodeView<'a> {
     level: u8,
     bitmap: u64,
-    entries: &'a [u8],
+    /// What is added to each entry of a dense leaf.
+    base: u64,
+    entries: Packed<'a>,
+    #[cfg(test)]
+    bytes: &'a [u8],
 }
 
 impl<'a> NodeView<'a> {
     /// Node `index` of a verified `page`.
     pub fn of(page: &'a [u8], index: u8) -> Result<Self> {
-        Self::at(page, index).ok_or_else(|| Error::corrupt(format!("a map page has no node {index}")))
+        Self::at(page, index).ok_or_else(|| Error::corrupt(format!("a map page has no good node {index}")))
     }
 
     fn at(page: &'a [u8], index: u8) -> Option<Self> {
-        let word = |at: usize| Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)));
-        if usize::from(index) >= word(COUNT_AT)? {
+        if usize::from(index) >= word(page, COUNT_AT)? {
             return None;
         }
-        let node = page.get(word(TABLE_AT + 2 * usize::from(index))?..)?;
-        let level = *node.first()?;
-        let bitmap = u64::from_le_bytes(node.get(1..NODE_HEADER)?.try_into().ok()?);
-        let len = bitmap.count_ones() as usize * width(level);
-        let entries = node.get(NODE_HEADER..)?.get(..len)?;
-        Some(Self { level, bitmap, entries })
+        let node = page.get(word(page, TABLE_AT + 2 * usize::from(index))?..)?;
+        let (&kind, rest) = node.split_first()?;
+        let (bitmap, rest) = match rest.split_first_chunk() {
+            _ if kind == DENSE_FULL => (u64::MAX, rest),
+            Some((bitmap, rest)) => (u64::from_le_bytes(*bitmap), rest),
+            None => return None,
+        };
+        let (level, base, width, rest) = match kind {
+            DENSE | DENSE_FULL => {
+                let ([base @ .., width], rest) = rest.split_first_chunk::<FRAME>()?;
+                (0, base.iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b)), u32::from(*width), rest)
+            }
+            0 => (0, 0, ADDRESS_BITS, rest),
+            level if level & DENSE == 0 => (level, 0, REF_BITS, rest),
+            _ => return None,
+        };
+        if level == 0 && width > ADDRESS_BITS {
+            return None;
+        }
+        let behind = rest.get(bits::bytes(bitmap.count_ones() as usize, width)..)?;
+        let _bytes = node.get(..node.len() - behind.len())?;
+        Some(Self {
+            level,
+            bitmap,
+            base,
+            entries: Packed::new(rest, width),
+            #[cfg(test)]
+            bytes: _bytes,
+        })
     }
 
     /// Entry `i`, by its place among those present; 0 when absent.
-    fn entry(&self, i: usize) -> u64 {
+    fn entry(&self, i: usize) -> Result<u64> {
         if i >= FANOUT || self.bitmap >> i & 1 == 0 {
-            return 0;
+            return Ok(0);
         }
-        let rank = (self.bitmap & ((1u64 << i) - 1)).count_ones() as usize;
-        let width = width(self.level);
-        let mut word = [0; 8];
-        if let Some(bytes) = self.entries.get(rank * width..(rank + 1) * width) {
-            word.iter_mut().zip(bytes).for_each(|(w, b)| *w = *b);
+        self.nth((self.bitmap & ((1u64 << i) - 1)).count_ones() as usize)
+    }
+
+    /// Entry `rank` of those present.
+    fn nth(&self, rank: usize) -> Result<u64> {
+        let stored = self.entries.get(rank);
+        if self.level > 0 {
+            return Ok(stored);
         }
-        u64::from_le_bytes(word)
+        let addr = self.base + stored;
+        if addr >> ADDRESS_BITS != 0 {
+            return Err(Error::corrupt(format!("a leaf holds {addr:#x}, more than a slot address can be")));
+        }
+        Ok(addr)
     }
 
     fn expect(&self, leaf: bool) -> Result<()> {
@@ -143,13 +209,13 @@ impl<'a> NodeView<'a> {
     /// The slot address of block `i` of a leaf; 0 for a hole.
     pub fn slot(&self, i: usize) -> Result<u64> {
         self.expect(true)?;
-        Ok(self.entry(i))
+        self.entry(i)
     }
 
     /// Child `i` of an inner node.
     pub fn child(&self, i: usize) -> Result<Ref> {
         self.expect(false)?;
-        Ref::from_stored(self.entry(i))
+        Ref::from_stored(self.entry(i)?)
     }
 
     /// All entries of a node that is expected at `level`: slot addresses in leaves, [`Ref`] bits elsewhere.
@@ -158,9 +224,120 @@ impl<'a> NodeView<'a> {
             return Err(Error::corrupt(format!("a map node of level {} stands where {level} belongs", self.level)));
         }
         let mut out = Box::new([0; FANOUT]);
-        for (i, entry) in out.iter_mut().enumerate() {
-            *entry = if level == 0 { self.entry(i) } else { Ref::from_stored(self.entry(i))?.bits() };
+        let present = out.iter_mut().enumerate().filter(|(i, _)| self.bitmap >> i & 1 == 1);
+        for (rank, (_, entry)) in present.enumerate() {
+            let stored = self.nth(rank)?;
+            *entry = if level == 0 { stored } else { Ref::from_stored(stored)?.bits() };
         }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HIGHEST: u64 = (1 << ADDRESS_BITS) - 1;
+    const ADDR: SlotAddr = SlotAddr(77);
+
+    /// The only node of a page that holds `entries` as a leaf, as it is read again.
+    fn again(entries: &[u64; FANOUT]) -> ([u64; FANOUT], usize) {
+        let mut builder = PageBuilder::default();
+        assert_eq!(builder.push(0, entries), Some(0));
+        let page = builder.finish(ADDR);
+        verify(&page, ADDR).unwrap();
+        let node = NodeView::of(&page, 0).unwrap();
+        let all = *node.entries(0).unwrap();
+        (0..FANOUT).for_each(|i| assert_eq!(node.slot(i).unwrap(), all[i], "entry {i}"));
+        assert_eq!(node.slot(FANOUT).unwrap(), 0);
+        (all, node.bytes.len())
+    }
+
+    #[test]
+    fn leaves_of_every_kind_read_as_they_were_written() {
+        let mut leaf = [0; FANOUT];
+        assert_eq!(again(&leaf), (leaf, 15));
+        for i in [0, 31, 63] {
+            for addr in [1, HIGHEST] {
+                leaf = [0; FANOUT];
+                leaf[i] = addr;
+                assert_eq!(again(&leaf), (leaf, 15), "only entry {i}");
+            }
+        }
+        leaf = [5; FANOUT];
+        assert_eq!(again(&leaf), (leaf, 7));
+        for spread in 0..ADDRESS_BITS {
+            leaf = std::array::from_fn(|i| if i % 2 == 0 { 1 } else { 1 << spread });
+            let width = if spread == 0 { 0 } else { spread as usize };
+            assert_eq!(again(&leaf), (leaf, 7 + 8 * width), "{spread} bits");
+        }
+        leaf = std::array::from_fn(|i| if i == 40 { HIGHEST } else { 1 + i as u64 });
+        assert_eq!(again(&leaf), (leaf, 7 + 320));
+    }
+
+    #[test]
+    fn sixteen_full_leaves_share_a_page() {
+        let leaf = |n: u64| std::array::from_fn(|i| (1 << 39) + (((i as u64) << 24 | n) & ((1 << 30) - 1)));
+        let mut builder = PageBuilder::default();
+        let pushed = (0..).take_while(|n| builder.push(0, &leaf(*n)).is_some()).count();
+        assert_eq!(pushed, 16);
+        let page = builder.finish(ADDR);
+        for n in 0..16 {
+            assert_eq!(*NodeView::of(&page, n).unwrap().entries(0).unwrap(), leaf(n.into()));
+        }
+    }
+
+    /// A page of one node that consists of `bytes`.
+    fn page_of(bytes: &[u8]) -> Vec<u8> {
+        let mut page = vec![0; BLOCK];
+        (page[COUNT_AT], page[TABLE_AT]) = (1, 20);
+        page[20..20 + bytes.len()].copy_from_slice(bytes);
+        page
+    }
+
+    #[test]
+    fn leaves_of_version_1_are_read() {
+        let page = page_of(&[0, 0b101, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        let node = NodeView::of(&page, 0).unwrap();
+        let found: Vec<u64> = (0..4).map(|i| node.slot(i).unwrap()).collect();
+        assert_eq!(found, [0x05_0403_0201, 0, 0x0a_0908_0706, 0]);
+    }
+
+    #[test]
+    fn what_no_writer_writes_is_damage() {
+        let header = |width: u8| [DENSE, 1, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, width];
+        let kind = |page: &[u8]| NodeView::of(page, 0).and_then(|n| n.slot(0)).map_err(|e| e.kind());
+        assert_eq!(kind(&page_of(&header(40))), Ok(HIGHEST));
+        let corrupt = Err(crate::ErrorKind::Corrupt);
+        assert_eq!(kind(&page_of(&header(41))), corrupt);
+        assert_eq!(kind(&page_of(&header(255))), corrupt);
+        assert_eq!(kind(&page_of(&[&header(8)[..], &[1]].concat())), corrupt, "one more than the highest address");
+        for unknown in [0x81, 0xbf, 0xc1, 0xff] {
+            assert_eq!(kind(&page_of(&[unknown, 1])), corrupt, "kind {unknown:#x}");
+        }
+        // Cut by the page's end.
+        for begin in [BLOCK - 1, BLOCK - 8, BLOCK - 14, BLOCK - 15] {
+            let mut page = page_of(&[]);
+            page[TABLE_AT..TABLE_AT + 2].copy_from_slice(&(begin as u16).to_le_bytes());
+            page[begin] = DENSE;
+            page[begin + 1..].iter_mut().take(8).for_each(|b| *b = 0xff);
+            page[BLOCK - 1] = 40;
+            assert_eq!(kind(&page), corrupt, "begun at {begin}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_leaf_reads_as_it_was_written(
+            present in any::<u64>(),
+            base in 1..=HIGHEST,
+            spread in 0..ADDRESS_BITS,
+            seeds in proptest::collection::vec(any::<u64>(), FANOUT),
+        ) {
+            let entry = |i: usize| (base + (seeds[i] & ((1 << spread) - 1))).min(HIGHEST) * (present >> i & 1);
+            let leaf = std::array::from_fn(entry);
+            prop_assert_eq!(again(&leaf).0, leaf);
+        }
     }
 }
