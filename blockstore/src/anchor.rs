@@ -7,7 +7,7 @@
 //!     which it is dead (`settled`, and the victims chosen at `begin_anchor`);
 //!   * an anchor under its final name is complete: if it does not verify, it is damaged.
 
-use crate::checkpoint::Roots;
+use crate::checkpoint::{release_node, tidy};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
@@ -15,10 +15,10 @@ use crate::format::segment::{Layout, SegmentHeader, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
 use crate::log::Stream;
 use crate::maintain::RESERVE_NAME;
-use crate::map::{Map, PageSink, Ref, WriteOut};
+use crate::map::{Moves, PageSink, WriteOut, Written};
 use crate::pool::{Pool, POOL_STREAM};
 use crate::space::{CompactJob, Segment, Segments};
-use crate::types::{Lsn, RootId, SegmentId, SlotAddr};
+use crate::types::{Lsn, SegmentId, SlotAddr};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, OnceLock};
 
@@ -249,17 +249,6 @@ impl PageSink for Sink<'_> {
     }
 }
 
-/// Writes what changed below every root; returns the references that replace the tops.
-fn write_roots(roots: &Roots, map: &mut Map, sink: &mut Sink<'_>) -> Result<Vec<(RootId, Ref)>> {
-    let mut tops = Vec::new();
-    let mut pass = WriteOut::new(sink);
-    for (id, root) in roots.iter() {
-        tops.push((id, pass.write(map, root.map.top)?));
-    }
-    pass.finish(map)?;
-    Ok(tops)
-}
-
 impl Pool {
     /// Whether it is time for an anchor.
     pub fn wants_anchor(&self) -> bool {
@@ -337,16 +326,18 @@ impl Pool {
 
     /// On a full disk the reserve makes room for the map pages of one more anchor.
     fn write_map_with_reserve(&mut self) -> Result<()> {
-        match self.write_map() {
+        let moves = tidy(&self.roots, &mut self.map, &mut self.segments.table);
+        match self.write_map(&moves) {
             Err(e) if e.kind() == ErrorKind::NoSpace => {
                 let _ = self.disk.remove(RESERVE_NAME);
-                self.write_map()
+                self.write_map(&Moves::default())
             }
             done => done,
         }
     }
 
-    fn write_map(&mut self) -> Result<()> {
+    fn write_map(&mut self, moves: &Moves) -> Result<()> {
+        let (ids, tops): (Vec<_>, Vec<_>) = self.roots.iter().map(|(id, root)| (id, root.map.top)).unzip();
         let mut sink = Sink {
             segments: &mut self.segments,
             open: self.map_open.clone(),
@@ -355,10 +346,10 @@ impl Pool {
             files: Vec::new(),
         };
         sink.files.extend(sink.open.iter().map(|(_, file, _)| file.clone()));
-        let outcome = write_roots(&self.roots, &mut self.map, &mut sink);
+        let outcome = WriteOut::new(&mut sink, moves).run(&mut self.map, &tops);
         let Sink { open, written, filled, files, .. } = sink;
-        let tops = match outcome {
-            Ok(tops) => tops,
+        let Written { tops, moved } = match outcome {
+            Ok(done) => done,
             Err(e) => {
                 // Nothing refers to the segments begun in this pass: they are the cleaner's.
                 let before = self.map_open.as_ref().map(|(id, ..)| *id);
@@ -371,8 +362,11 @@ impl Pool {
                 return Err(e);
             }
         };
-        for (id, top) in tops {
+        for (id, top) in ids.into_iter().zip(tops) {
             self.roots.get_mut(id).map.top = top;
+        }
+        for node in moved {
+            release_node(&mut self.map, &mut self.segments, node);
         }
         for (addr, nodes) in written {
             self.segments.table.add_nodes(addr, nodes);

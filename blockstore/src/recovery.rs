@@ -118,6 +118,7 @@ impl Pool {
                 live,
                 bits: s.bits,
                 nodes: s.nodes,
+                enough: Vec::new(),
                 stored: s.stored,
                 live_before: 0,
             };

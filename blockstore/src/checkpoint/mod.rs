@@ -3,7 +3,9 @@
 mod reap;
 mod release;
 mod roots;
+mod tidy;
 
 pub use reap::{can_reap, reap_step};
-pub use release::release;
+pub use release::{release, release_node};
 pub use roots::{Root, Roots};
+pub use tidy::tidy;

@@ -2,7 +2,7 @@
 
 use super::roots::Roots;
 use crate::error::Result;
-use crate::map::{Map, Replaced, FANOUT};
+use crate::map::{Map, Ref, Replaced, FANOUT};
 use crate::space::Segments;
 use crate::types::RootId;
 
@@ -39,12 +39,19 @@ pub fn release(
             held |= map.ref_at(roots.get(near).map, level, base, segments)? == Some(node);
         }
         if !held {
-            if let Some(addr) = node.page_addr() {
-                segments.table.release_node(addr);
-            }
+            release_node(map, segments, node);
         }
     }
     replaced.slots.clear();
     replaced.nodes.clear();
     Ok(())
+}
+
+/// Nobody refers to a stored node any more. A page in which nothing lives leaves the memory, too.
+pub fn release_node(map: &mut Map, segments: &mut Segments, node: Ref) {
+    if let Some(addr) = node.page_addr() {
+        if segments.table.release_node(addr) {
+            map.cache().forget(addr);
+        }
+    }
 }

@@ -78,6 +78,13 @@ impl PageBuilder {
         Some(place)
     }
 
+    /// Adds a node of another page as it is; like [`PageBuilder::push`].
+    pub fn push_copy(&mut self, node: &NodeView<'_>) -> Option<u8> {
+        let place = self.begin(node.bytes.len())?;
+        self.body.extend_from_slice(node.bytes);
+        Some(place)
+    }
+
     /// Begins a node of `len` bytes.
     fn begin(&mut self, len: usize) -> Option<u8> {
         let used = TABLE_AT + 2 * (self.starts.len() + 1) + self.body.len();
@@ -125,6 +132,14 @@ fn word(page: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)))
 }
 
+/// How many nodes a verified page holds, and in how many of its bytes.
+pub fn fill(page: &[u8]) -> Option<(usize, usize)> {
+    let nodes = word(page, COUNT_AT)?;
+    let last = nodes.checked_sub(1)?;
+    let node = NodeView::at(page, last.try_into().ok()?)?;
+    Some((nodes, word(page, TABLE_AT + 2 * last)? + node.bytes.len()))
+}
+
 /// A node read in place from a verified page.
 #[derive(Clone, Copy)]
 pub struct NodeView<'a> {
@@ -133,7 +148,7 @@ pub struct NodeView<'a> {
     /// What is added to each entry of a dense leaf.
     base: u64,
     entries: Packed<'a>,
-    #[cfg(test)]
+    /// The node's own bytes.
     bytes: &'a [u8],
 }
 
@@ -167,15 +182,8 @@ impl<'a> NodeView<'a> {
             return None;
         }
         let behind = rest.get(bits::bytes(bitmap.count_ones() as usize, width)..)?;
-        let _bytes = node.get(..node.len() - behind.len())?;
-        Some(Self {
-            level,
-            bitmap,
-            base,
-            entries: Packed::new(rest, width),
-            #[cfg(test)]
-            bytes: _bytes,
-        })
+        let bytes = node.get(..node.len() - behind.len())?;
+        Some(Self { level, bitmap, base, entries: Packed::new(rest, width), bytes })
     }
 
     /// Entry `i`, by its place among those present; 0 when absent.
@@ -231,6 +239,11 @@ impl<'a> NodeView<'a> {
         }
         Ok(out)
     }
+
+    /// Whether this is how a leaf is written today.
+    pub fn is_dense_leaf(&self) -> bool {
+        self.bytes.first().is_some_and(|kind| kind & DENSE != 0)
+    }
 }
 
 #[cfg(test)]
@@ -251,6 +264,7 @@ mod tests {
         let all = *node.entries(0).unwrap();
         (0..FANOUT).for_each(|i| assert_eq!(node.slot(i).unwrap(), all[i], "entry {i}"));
         assert_eq!(node.slot(FANOUT).unwrap(), 0);
+        assert_eq!(fill(&page), Some((1, TABLE_AT + 2 + node.bytes.len())));
         (all, node.bytes.len())
     }
 
@@ -276,15 +290,23 @@ mod tests {
         assert_eq!(again(&leaf), (leaf, 7 + 320));
     }
 
+    /// A page of the leaves that its docs speak of, and nodes copied from page to page.
     #[test]
-    fn sixteen_full_leaves_share_a_page() {
+    fn sixteen_full_leaves_share_a_page_and_can_be_copied() {
         let leaf = |n: u64| std::array::from_fn(|i| (1 << 39) + (((i as u64) << 24 | n) & ((1 << 30) - 1)));
-        let mut builder = PageBuilder::default();
-        let pushed = (0..).take_while(|n| builder.push(0, &leaf(*n)).is_some()).count();
+        let (mut first, mut second) = (PageBuilder::default(), PageBuilder::default());
+        let pushed = (0..).take_while(|n| first.push(0, &leaf(*n)).is_some()).count();
         assert_eq!(pushed, 16);
-        let page = builder.finish(ADDR);
+        let page = first.finish(ADDR);
+        for n in (0..16).rev() {
+            let node = NodeView::of(&page, n).unwrap();
+            assert!(node.is_dense_leaf());
+            assert_eq!(second.push_copy(&node), Some(15 - n));
+        }
+        let copied = second.finish(ADDR);
+        assert_eq!(fill(&copied), fill(&page));
         for n in 0..16 {
-            assert_eq!(*NodeView::of(&page, n).unwrap().entries(0).unwrap(), leaf(n.into()));
+            assert_eq!(*NodeView::of(&copied, 15 - n).unwrap().entries(0).unwrap(), leaf(n.into()));
         }
     }
 
@@ -302,6 +324,7 @@ mod tests {
         let node = NodeView::of(&page, 0).unwrap();
         let found: Vec<u64> = (0..4).map(|i| node.slot(i).unwrap()).collect();
         assert_eq!(found, [0x05_0403_0201, 0, 0x0a_0908_0706, 0]);
+        assert!(!node.is_dense_leaf());
     }
 
     #[test]

@@ -25,11 +25,17 @@ impl Hasher for AddressHasher {
             self.write_u64(u64::from(*b));
         }
     }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(v.into());
+    }
     fn write_u64(&mut self, v: u64) {
         let mixed = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = mixed ^ mixed >> 32;
     }
 }
+
+/// A map whose keys are numbers of ours.
+pub type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
 struct Frame {
     addr: SlotAddr,
@@ -40,7 +46,7 @@ struct Frame {
 /// The cache. Frames form the clock face; `index` finds them by address.
 pub struct PageCache {
     frames: Vec<Frame>,
-    index: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
+    index: NumberMap<u64, u32>,
     hand: usize,
     capacity: usize,
 }
@@ -49,7 +55,7 @@ impl PageCache {
     /// A cache of at most `bytes`, and never less than 64 pages.
     pub fn new(bytes: u64) -> Self {
         let capacity = (bytes / BLOCK as u64).clamp(64, 1 << 31) as usize;
-        Self { frames: Vec::new(), index: HashMap::default(), hand: 0, capacity }
+        Self { frames: Vec::new(), index: NumberMap::default(), hand: 0, capacity }
     }
 
     /// The page at `addr`, loaded from `source` when missing.
@@ -64,6 +70,21 @@ impl PageCache {
         let frame = &mut self.frames[frame];
         frame.used = true;
         Ok(&frame.page)
+    }
+
+    /// The page at `addr`, if it is held.
+    pub fn held(&self, addr: SlotAddr) -> Option<&[u8; BLOCK]> {
+        let frame = self.index.get(&addr.0)?;
+        Some(&self.frames[*frame as usize].page)
+    }
+
+    /// Forgets a page that nobody will ask for again.
+    pub fn forget(&mut self, addr: SlotAddr) {
+        let Some(at) = self.index.remove(&addr.0) else { return };
+        self.frames.swap_remove(at as usize);
+        if let Some(moved) = self.frames.get(at as usize) {
+            self.index.insert(moved.addr.0, at);
+        }
     }
 
     /// Adds a page that was just written.

@@ -13,10 +13,10 @@ mod node;
 mod tree;
 mod writeout;
 
-pub use cache::{PageCache, PageSource};
-pub use node::{Ref, FANOUT};
+pub use cache::{NumberMap, PageCache, PageSource};
+pub use node::{Ref, Target, FANOUT};
 pub use tree::{Map, MapRoot, Replaced};
-pub use writeout::{PageSink, WriteOut};
+pub use writeout::{Moves, PageSink, WriteOut, Written};
 
 /// Height of the tree that covers `bytes` of volume: the level of its root (leaves are level 0).
 pub fn level_for(bytes: u64) -> u8 {

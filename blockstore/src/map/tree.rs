@@ -5,6 +5,7 @@ use super::node::{Arena, Ref, Target, FANOUT};
 use super::span;
 use crate::error::Result;
 use crate::format::page::NodeView;
+use crate::limits::BLOCK;
 use crate::types::SlotAddr;
 use std::ops::Range;
 
@@ -54,6 +55,18 @@ impl Map {
     /// Changed nodes held since the last anchor.
     pub fn changed_nodes(&self) -> usize {
         self.arena.len()
+    }
+
+    /// The page at `addr`, if it is in memory.
+    pub fn resident(&self, addr: SlotAddr) -> Option<&[u8; BLOCK]> {
+        self.cache.held(addr)
+    }
+
+    /// Level and entries of a changed node to which one parent or root alone refers.
+    pub fn sole(&self, at: Ref) -> Option<(u8, [u64; FANOUT])> {
+        let Target::Memory(id) = at.target() else { return None };
+        let node = self.arena.get(id);
+        (node.references == 1).then_some((node.level, *node.entries))
     }
 
     /// One more root refers to `top`.

@@ -6,4 +6,4 @@ mod table;
 
 pub use compact::{compact, CompactJob};
 pub use files::{segment_name, Segments};
-pub use table::Segment;
+pub use table::{Segment, SegmentTable};

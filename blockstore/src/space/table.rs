@@ -33,6 +33,9 @@ pub struct Segment {
     pub bits: Arc<Bitmap>,
     /// Map segments: live nodes per slot.
     pub nodes: Option<Arc<[u8; SEGMENT_SLOTS as usize]>>,
+    /// Map segments, once tidying has looked: for each slot the number of live nodes down to which it is
+    /// well filled, 0 where that is not known. Found in the pages, never written.
+    pub enough: Vec<u8>,
     /// Slots the file holds: `used`, or fewer once packed.
     pub stored: u32,
     /// Live slots when an anchor last looked: a segment that still loses blocks is not packed yet.
@@ -44,7 +47,19 @@ impl Segment {
     pub fn new(kind: SegmentKind, volume: VolumeId) -> Self {
         let nodes = (kind == SegmentKind::Map).then(|| Arc::new([0; SEGMENT_SLOTS as usize]));
         let bits = Arc::new([0; BITMAP_WORDS]);
-        Self { kind, volume, sealed: false, settled: false, used: 0, live: 0, bits, nodes, stored: 0, live_before: 0 }
+        Self {
+            kind,
+            volume,
+            sealed: false,
+            settled: false,
+            used: 0,
+            live: 0,
+            bits,
+            nodes,
+            enough: Vec::new(),
+            stored: 0,
+            live_before: 0,
+        }
     }
 
     /// Whether `slot` lives.
@@ -142,21 +157,26 @@ impl SegmentTable {
         }
     }
 
-    /// One node of a map page died.
-    pub fn release_node(&mut self, addr: SlotAddr) {
+    /// One node of a map page died; `true` if it was the last.
+    pub fn release_node(&mut self, addr: SlotAddr) -> bool {
         let Some(segment) = self.segments.get_mut(&addr.segment()) else {
             self.double_releases += 1;
-            return;
+            return false;
         };
         let count = segment.nodes.as_mut().map(|counts| &mut Arc::make_mut(counts)[addr.slot() as usize]);
         match count {
             Some(count) if *count > 0 => {
                 *count -= 1;
-                if *count == 0 {
-                    segment.set(addr.slot(), false);
+                if *count > 0 {
+                    return false;
                 }
+                segment.set(addr.slot(), false);
+                true
             }
-            _ => self.double_releases += 1,
+            _ => {
+                self.double_releases += 1;
+                false
+            }
         }
     }
 }
