@@ -18,6 +18,8 @@ struct Habits {
     forks: Option<usize>,
     /// Killed, or without power, and opened again every so many anchors.
     restarts: Option<usize>,
+    /// The map is written ahead of each anchor, while writing goes on.
+    ahead: bool,
 }
 
 fn open(disk: &SimDisk) -> Pool {
@@ -58,6 +60,15 @@ impl Run {
         }
     }
 
+    /// Writes leaves ahead of the anchor that comes, and sometimes blocks between.
+    fn write_ahead(&mut self) {
+        while self.pool.write_map_ahead().unwrap() {
+            if self.rng.one_in(3) {
+                self.scatter("disk", 1);
+            }
+        }
+    }
+
     fn anchor(&mut self) {
         self.pool.anchor(Cleaning::Busy).unwrap();
         while let Some(job) = self.pool.clean_job() {
@@ -93,9 +104,12 @@ impl Run {
         self.scatter("fork", 100);
     }
 
-    /// Stops in the middle of an anchor, or of a log, and opens again.
+    /// Stops in the middle of an anchor, of what is written ahead of it, or of a log, and opens again.
     fn restart(&mut self) {
         self.scatter("disk", 20);
+        for _ in 0..self.rng.below(3) {
+            self.pool.write_map_ahead().unwrap();
+        }
         for name in self.model.heads.keys() {
             let id = self.pool.volume_id(name).unwrap();
             self.pool.flush(id).unwrap();
@@ -160,6 +174,9 @@ fn bytes_after(habits: Habits, seed: u64) -> u64 {
         if run.rng.one_in(2) {
             run.pool.reap(10).unwrap();
         }
+        if habits.ahead {
+            run.write_ahead();
+        }
         run.anchor();
         if due(habits.restarts, turn) {
             run.restart();
@@ -177,15 +194,34 @@ fn pages_stay_well_filled() {
         assert!(plain <= 20, "seed {seed}: {plain} pages");
         let restarted = bytes_after(Habits { restarts: Some(7), ..Habits::default() }, seed) / BLOCK as u64;
         assert!(restarted <= 24, "seed {seed}, with restarts: {restarted} pages");
+        let ahead = bytes_after(Habits { ahead: true, ..Habits::default() }, seed) / BLOCK as u64;
+        assert!(ahead <= 20, "seed {seed}, written ahead: {ahead} pages");
     }
 }
 
 /// How full pages can be depends on what is shared: only states and accounts are judged.
 #[test]
 fn checkpoints_and_forks_keep_what_they_share() {
-    let all = Habits { checkpoints: Some(5), forks: Some(11), restarts: Some(8) };
+    let all = Habits { checkpoints: Some(5), forks: Some(11), restarts: Some(8), ahead: false };
     bytes_after(all, 1);
-    bytes_after(all, 2);
+    bytes_after(Habits { ahead: true, ..all }, 2);
     bytes_after(Habits { checkpoints: Some(2), ..Habits::default() }, 3);
     bytes_after(Habits { forks: Some(3), restarts: Some(4), ..Habits::default() }, 4);
+}
+
+/// Clients wait for what an anchor has to write: the leaves are not among it any more.
+#[test]
+fn what_is_written_ahead_is_not_left_for_the_anchor() {
+    let mut run = Run::new(1);
+    run.scatter("disk", 2000);
+    run.checkpoint();
+    run.scatter("disk", 2000);
+    let before = run.pool.stats().changed_nodes;
+    while run.pool.write_map_ahead().unwrap() {}
+    // What the checkpoint shares is the anchor's: its own 256 leaves with the few nodes above, and those of the head.
+    let after = run.pool.stats().changed_nodes;
+    assert!(before > 512 && after < 280, "{before} changed nodes, of which {after} are left");
+    run.verify();
+    run.anchor();
+    run.verify();
 }
