@@ -49,6 +49,8 @@ impl History {
     /// After a failure that did not stop the pool: which of before and after is it?
     pub fn settle(&mut self, name: &str) -> Step {
         let Some(id) = self.volumes.get(name).map(|v| v.id) else { return Ok(()) };
+        // A full disk refuses without a failure of its own: one still to come is not for these reads (seed 50244).
+        self.disk.inject(0, Fault::Io);
         let found = self.read_volume(name, id).map_err(Stop::Violation)?;
         let Some(volume) = self.volumes.get_mut(name) else { return Ok(()) };
         let settled = volume.past.settle(&found);
