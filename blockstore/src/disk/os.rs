@@ -165,10 +165,14 @@ impl File for OsFile {
     fn allocate(&self, len: u64) -> io::Result<()> {
         // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
         let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, 0, len as libc::off_t) };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
+        if done == 0 {
+            return Ok(());
         }
-        Ok(())
+        match io::Error::last_os_error() {
+            // Some file systems cannot: that is no lack of space.
+            e if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            e => Err(e),
+        }
     }
 
     fn allocated(&self) -> io::Result<u64> {
