@@ -76,7 +76,7 @@ def costs(figures):
         gib = found["mapped_bytes"] >> 30
         rows += [[f"{name}, {gib} GiB mapped", "", "", ""]]
         for what, key, bound in (("checkpoint", "checkpoint", 2),
-                                 ("checkpoint behind 1 GiB written as fast as it goes", "checkpoint_after_gib", 2),
+                                 ("checkpoint, 1 GiB written in the second before", "checkpoint_after_gib", 2),
                                  ("restore", "restore", 5), ("fork", "fork", 5),
                                  ("delete a checkpoint", "delete_checkpoint", 5)):
             if key not in found:

@@ -7,7 +7,7 @@ use nbd_server::SystemClock;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const TIMES: usize = 200;
 const REGION: u64 = 256 << 10;
@@ -146,13 +146,16 @@ pub fn measure(folder: &Path) -> Result<Value> {
     }))
 }
 
-/// Checkpoints right behind 1 GiB that was written as fast as it goes, handed to the disk and cleaned up behind
-/// as the daemon does.
+/// Checkpoints right behind 1 GiB that was written evenly in the second before, handed to the disk and cleaned up
+/// behind as the daemon does.
 fn checkpoints_after_a_gib(pool: &mut Pool, volume: VolumeId) -> Result<Times> {
     const MIB: u64 = 1 << 20;
     let (mut times, data) = (Times::default(), vec![0x44; MIB as usize]);
     for _ in 0..20 {
+        let begin = Instant::now();
         for mib in 0..1024 {
+            let due = Duration::from_micros(mib * 1_000_000 / 1024);
+            std::thread::sleep(due.saturating_sub(begin.elapsed()));
             pool.write(volume, mib * MIB, &data)?;
             if let Some(range) = pool.take_writeback(volume) {
                 range.start();
