@@ -28,6 +28,7 @@ pub mod limits;
 mod log;
 mod maintain;
 mod map;
+pub mod object;
 mod ops;
 mod pool;
 mod recovery;
