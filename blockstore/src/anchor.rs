@@ -10,6 +10,7 @@
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry, SegmentEntry, StreamEntry, VolumeEntry};
+use crate::format::segment::Place;
 use crate::limits::{BLOCK, END_SLOT, FIRST_SLOT};
 use crate::log::{note_failed_sync, Stream};
 use crate::pool::Pool;
@@ -88,6 +89,16 @@ pub enum Victim {
     Remove(SegmentId),
     /// Little lives in it: pack the file.
     Pack(CompactJob),
+}
+
+impl Victim {
+    /// Its segment.
+    pub fn id(&self) -> SegmentId {
+        match self {
+            Self::Remove(id) => *id,
+            Self::Pack(job) => job.id,
+        }
+    }
 }
 
 /// The blocking part of an anchor; runs on any thread.
@@ -207,7 +218,7 @@ impl Pool {
     /// Whether it is time for an anchor.
     pub fn wants_anchor(&self) -> bool {
         let due = self.options.anchor_bytes.max(4 * self.anchors.bytes);
-        self.anchors.idle() && self.poisoned.is_none() && self.anchors.log_bytes >= due
+        self.anchors.idle() && self.poisoned.is_none() && (self.anchors.log_bytes >= due || self.tier_wants_anchor())
     }
 
     /// Whether an anchor would let the cleaner give back space, or save replay, though none is due.
@@ -273,6 +284,9 @@ impl Pool {
         self.anchors.bytes = job.bytes().len() as u64;
         self.streams.values_mut().for_each(|stream| stream.flushed(job.upto));
         self.structure_is_durable(None, job.upto);
+        if let Some(tier) = &mut self.tier {
+            tier.anchor = Some(Arc::new(job.state));
+        }
         for id in job.settled {
             if let Some(segment) = self.segments.table.get_mut(id) {
                 segment.settled = true;
@@ -301,6 +315,7 @@ impl Pool {
             head: v.head,
             next_checkpoint: v.next_checkpoint,
             next_auto: v.next_auto,
+            origins: v.origins.clone(),
         });
         // A segment that has been taken but holds no batch yet is no part of a log: its file may not
         // even have a header. Recovery finds it as it finds any segment begun after the anchor.
@@ -326,6 +341,7 @@ impl Pool {
             kind: s.kind,
             volume: s.volume,
             sealed: s.sealed,
+            place: s.place,
             used: s.used,
             stored: s.stored,
             bits: s.bits.clone(),
@@ -367,7 +383,8 @@ impl Pool {
             let ready = cleaning != Cleaning::Busy || crowded || !settling;
             if segment.live == 0 {
                 victims.push(Victim::Remove(id));
-            } else if worth && ready && segment.stored - after.min(segment.stored) >= 16 {
+            } else if worth && ready && segment.place == Place::Here && segment.stored - after.min(segment.stored) >= 16
+            {
                 victims.push(Victim::Pack(CompactJob { id, keep: segment.bits.clone(), disk: self.disk.clone() }));
             }
         }

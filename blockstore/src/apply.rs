@@ -18,7 +18,7 @@ impl Pool {
             Record::Trim { block, count } => self.apply_trim(volume, *block..block.saturating_add(*count)),
             Record::CreateVolume { id, name, size, time_us } => {
                 let map = MapRoot { top: Ref::HOLE, level: level_for(*size) };
-                self.add_volume(*id, name, *size, *time_us, map, None);
+                self.add_volume(*id, name, *size, *time_us, map, None, Vec::new());
                 Ok(())
             }
             Record::DeleteVolume { id } => self.apply_delete_volume(*id),
@@ -91,6 +91,7 @@ impl Pool {
         created_us: u64,
         map: MapRoot,
         parent: Option<RootId>,
+        origins: Vec<VolumeId>,
     ) {
         let root = Root { volume: id, map, size, parent, children: Vec::new(), kind: RootKind::Head };
         let head = self.roots.insert(root);
@@ -101,6 +102,7 @@ impl Pool {
             checkpoints: BTreeMap::new(),
             next_checkpoint: 1,
             next_auto: 1,
+            origins,
         };
         self.volumes.insert(id, volume);
         self.names.insert(name.to_owned(), id);
@@ -219,7 +221,9 @@ impl Pool {
         };
         let (map, size) = (self.roots.get(origin).map, self.roots.get(origin).size);
         self.map.retain(map.top);
-        self.add_volume(id, name, size, time_us, map, Some(origin));
+        let mut origins = self.volume(volume)?.origins.clone();
+        origins.push(volume);
+        self.add_volume(id, name, size, time_us, map, Some(origin), origins);
         Ok(())
     }
 }

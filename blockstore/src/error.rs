@@ -22,6 +22,14 @@ pub enum ErrorKind {
     NoSpace,
     /// The pool stopped accepting changes after a failed sync: reopen it.
     Closed,
+    /// What is asked for is in the object store: fetch it (`Pool::take_fetches`) and ask again.
+    Absent,
+    /// The object store does not answer: try again later.
+    Unavailable,
+    /// The object store refuses: mend its URL or the credentials.
+    Denied,
+    /// Another host has taken the volume over: this one must let go of it.
+    Fenced,
     /// The operating system refused an operation on the pool's files.
     Io,
 }

@@ -65,3 +65,13 @@ pub const TRIM_INLINE_BLOCKS: u64 = 1024;
 pub const AUTO_CHECKPOINTS_KEPT: usize = 5;
 /// Largest anchor file accepted when opening, so that a damaged length cannot exhaust memory.
 pub const ANCHOR_BYTES_MAX: u64 = 4 << 30;
+/// Longest directory of a data object that is fetched, bytes: a damaged length cannot exhaust memory.
+pub const OBJECT_DIRECTORY_MAX: u32 = 16 << 20;
+/// Bytes of slots in one data object: more begin another.
+pub const OBJECT_SLOT_BYTES: usize = 32 << 20;
+/// Directories of data objects kept in memory: one more drops the oldest.
+pub const OBJECT_DIRECTORIES_KEPT: usize = 1024;
+/// Decompressed frames kept in memory (64 MiB): one more drops the oldest.
+pub const OBJECT_FRAMES_KEPT: usize = 1024;
+/// Longest manifest that is read, bytes, before and after decompression.
+pub const MANIFEST_BYTES_MAX: usize = 256 << 20;

@@ -65,10 +65,7 @@ impl CleanJob {
     }
 
     fn id(&self) -> SegmentId {
-        match &self.victim {
-            Victim::Remove(id) => *id,
-            Victim::Pack(job) => job.id,
-        }
+        self.victim.id()
     }
 }
 
@@ -102,7 +99,10 @@ impl Pool {
         if self.anchors.cleaning || self.anchors.running || self.anchors.audited {
             return None;
         }
-        let victim = self.anchors.victims.pop()?;
+        let pinned = |id: &SegmentId| self.tier.as_ref().is_some_and(|tier| tier.pinned.contains(id));
+        let victims = &self.anchors.victims;
+        let free = victims.iter().rposition(|victim| !pinned(&victim.id()));
+        let victim = self.anchors.victims.remove(free?);
         self.anchors.cleaning = true;
         // A packed file is short: as a spare it would have to grow again.
         let whole = |id| self.segments.table.get(id).is_some_and(|s| s.stored == s.used);

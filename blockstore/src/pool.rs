@@ -51,6 +51,8 @@ pub(crate) struct Volume {
     pub checkpoints: BTreeMap<CheckpointName, RootId>,
     pub next_checkpoint: u32,
     pub next_auto: u32,
+    /// Volumes it descends from: in their logs lie blocks that it shares.
+    pub origins: Vec<VolumeId>,
 }
 
 /// A creation, deletion or fork that may not be durable yet. A flush of any volume covers it, because
@@ -82,6 +84,7 @@ pub struct Pool {
     pub(crate) counts: HashMap<crate::map::Ref, u64>,
     pub(crate) structural: Vec<Structural>,
     pub(crate) reserve: Reserve,
+    pub(crate) tier: Option<crate::object::Tier>,
 }
 
 impl Pool {
@@ -174,6 +177,7 @@ impl Pool {
         payload: Payload<'_>,
     ) -> Result<()> {
         self.writable()?;
+        self.not_fenced(volume)?;
         let blocks = payload.crcs.len() as u64;
         let structural = records.iter().any(crate::format::record::Record::is_structural);
         let (epoch, lsn) = (self.epoch, self.next_lsn);
@@ -204,6 +208,7 @@ impl Pool {
             }
             addr = crate::types::SlotAddr(addr.0 + count);
         }
+        self.tier_note(volume, structural);
         Ok(())
     }
 

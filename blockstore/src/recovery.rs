@@ -15,10 +15,12 @@ use crate::checkpoint::{Root, Roots};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootKind};
+use crate::format::segment::Place;
 use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::limits::BLOCK;
 use crate::log::{scan_stream, Candidates, Stream, StreamEnd, TailStart, SYNC_FAILED_NAME};
 use crate::map::{Map, MapRoot, Ref};
+use crate::object::{ObjectTier, TierJob};
 use crate::pool::{Pool, PoolOptions, Volume, POOL_STREAM};
 use crate::space::{give_up, segment_name, Purpose, Reserve, Segment, Segments};
 use crate::types::{Clock, Lsn, SegmentId, VolumeId};
@@ -42,17 +44,33 @@ impl Pool {
     /// Opens the pool on `disk`. The caller holds the pool's lock. On a full disk the reserve makes
     /// room for what opening writes.
     pub fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
-        let mut done = Self::recover(disk.clone(), clock.clone(), options);
+        Self::open_with(disk, clock, options, None)
+    }
+
+    /// Opens a pool whose volumes have a home in an object store. Without an answer from it the pool opens only if
+    /// all that it holds is here.
+    pub fn open_with(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        options: PoolOptions,
+        tier: Option<ObjectTier>,
+    ) -> Result<(Self, RecoveryReport)> {
+        let mut done = Self::recover(disk.clone(), clock.clone(), options, tier.clone());
         for part in [Purpose::Anchors, Purpose::Freeing] {
             let full = done.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace);
             if full && give_up(&*disk, part) {
-                done = Self::recover(disk.clone(), clock.clone(), options);
+                done = Self::recover(disk.clone(), clock.clone(), options, tier.clone());
             }
         }
         done
     }
 
-    fn recover(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>, options: PoolOptions) -> Result<(Self, RecoveryReport)> {
+    fn recover(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        options: PoolOptions,
+        tier: Option<ObjectTier>,
+    ) -> Result<(Self, RecoveryReport)> {
         let superblock = Self::read_superblock(&disk)?;
         let (anchor, anchor_bytes) = read_newest(&disk)?;
         if anchor.pool != superblock.pool {
@@ -63,6 +81,10 @@ impl Pool {
         let notes = disk.list(SYNC_FAILED_NAME).map_err(|e| Error::io("looking for a note of a failed sync", e))?;
         let starts = tail_starts(&anchor, &candidates, !notes.is_empty());
         let mut pool = Self::from_anchor(disk, clock, options, anchor, anchor_bytes)?;
+        let interrupted = match tier {
+            Some(tier) => pool.connect(tier, &mut report)?,
+            None => Vec::new(),
+        };
         let mut batches = Vec::new();
         let mut ends = Vec::new();
         for start in starts {
@@ -80,11 +102,31 @@ impl Pool {
                 .extend(end.damaged.iter().chain(&end.stopped).map(|why| format!("log of volume {}: {why}", volume.0)));
             pool.adopt_stream(volume, end)?;
         }
+        pool.give_up_interrupted(interrupted)?;
         pool.anchor(Cleaning::Busy)?;
         let over = old_anchors(&pool.disk, pool.anchors.sequence)?.into_iter().chain(notes);
         pool.remove_all(over.collect())?;
         pool.keep_reserve();
         Ok((pool, report))
+    }
+
+    /// Looks up what the object store has of the pool's volumes. Returns those whose attaching was interrupted.
+    fn connect(&mut self, tier: ObjectTier, report: &mut RecoveryReport) -> Result<Vec<VolumeId>> {
+        self.set_object_tier(tier);
+        let Some(TierJob::Claim(job)) = self.tier_job()? else { return Ok(Vec::new()) };
+        let outcome = job.run();
+        self.tier_done(TierJob::Claim(job), Ok(()))?;
+        let elsewhere = self.segments.table.iter().any(|(_, segment)| segment.place != Place::Here);
+        if let Err(e) = outcome {
+            if elsewhere {
+                let text = format!("the pool cannot be opened without its object store, where a part of it is: {e}");
+                return Err(Error::new(e.kind(), text));
+            }
+            report
+                .dropped
+                .push(format!("nothing, but the object store does not answer; volumes are served from here: {e}"));
+        }
+        Ok(self.interrupted())
     }
 
     /// Removes left-over files, durably: their names may be given again.
@@ -113,6 +155,7 @@ impl Pool {
                 kind: s.kind,
                 volume: s.volume,
                 sealed: s.sealed,
+                place: s.place,
                 settled: s.sealed,
                 used: s.used,
                 live,
@@ -159,6 +202,7 @@ impl Pool {
             counts: HashMap::new(),
             structural: Vec::new(),
             reserve: Reserve::default(),
+            tier: None,
         };
         pool.anchors.bytes = bytes;
         pool.anchors.live_blocks = pool.segments.table.live_blocks;
@@ -174,6 +218,7 @@ impl Pool {
                 checkpoints: checkpoints.remove(&v.id).unwrap_or_default(),
                 next_checkpoint: v.next_checkpoint,
                 next_auto: v.next_auto,
+                origins: v.origins,
             };
             pool.volumes.insert(v.id, volume);
         }

@@ -25,7 +25,9 @@ enum Fit {
 impl Pool {
     pub(crate) fn replay(&mut self, mut batches: Vec<ScannedBatch>, report: &mut RecoveryReport) -> Result<()> {
         batches.sort_by_key(|scanned| scanned.batch.first_lsn);
-        let mut halted = BTreeSet::new();
+        // Another host goes on with what these were: their logs end in the anchor.
+        let mut halted: BTreeSet<VolumeId> =
+            self.volumes.keys().copied().filter(|id| self.not_fenced(*id).is_err()).collect();
         for ScannedBatch { batch, data } in batches {
             report.batches += 1;
             report.bytes += (batch.crcs.len() * BLOCK) as u64;
@@ -93,6 +95,11 @@ impl Pool {
             true => Fit::Apply,
             false => Fit::Halt(why),
         }
+    }
+
+    /// Whether a record can be applied as it is.
+    pub(crate) fn fits(&self, volume: VolumeId, record: &Record) -> bool {
+        matches!(self.fit(volume, record), Fit::Apply)
     }
 
     fn has(&self, volume: VolumeId, name: CheckpointName) -> bool {

@@ -5,7 +5,7 @@
 
 use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::live::{pack, unpack, Form};
-use super::segment::{Bitmap, SegmentKind};
+use super::segment::{Bitmap, Place, SegmentKind};
 use super::ANCHOR_VERSION;
 use crate::error::{Error, Result};
 use crate::limits::SEGMENT_SLOTS;
@@ -21,6 +21,12 @@ const _: () = assert!(HEADER == LEN_AT + size_of::<u64>() && LEN_AT == CRC_AT + 
 /// The tallest tree covers `VOLUME_BYTES_MAX`.
 const LEVEL_MAX: u8 = 7;
 
+/// From this version on an anchor says what volumes descend from.
+const KNOWS_ORIGINS: u16 = 3;
+/// Flags of a segment that is not in the pool's folder.
+const IN_STORE: u8 = 32;
+const IMPORTED: u8 = 64;
+
 /// A volume in an anchor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeEntry {
@@ -31,6 +37,7 @@ pub struct VolumeEntry {
     pub head: RootId,
     pub next_checkpoint: u32,
     pub next_auto: u32,
+    pub origins: Vec<VolumeId>,
 }
 
 /// A stream's end in an anchor.
@@ -72,6 +79,7 @@ pub struct SegmentEntry {
     pub kind: SegmentKind,
     pub volume: VolumeId,
     pub sealed: bool,
+    pub place: Place,
     pub used: u32,
     pub stored: u32,
     pub bits: Arc<Bitmap>,
@@ -138,6 +146,8 @@ impl Anchor {
             out.put_u64(v.head.0);
             out.put_u32(v.next_checkpoint);
             out.put_u32(v.next_auto);
+            out.put_u32(v.origins.len() as u32);
+            v.origins.iter().for_each(|origin| out.put_u64(origin.0));
         }
         out.put_u32(self.streams.len() as u32);
         for s in &self.streams {
@@ -188,14 +198,24 @@ impl Anchor {
         if len != r.left() as u64 {
             return Err(Error::corrupt(format!("the anchor claims {len} bytes and has {}", r.left())));
         }
-        let anchor = Self::decode_body(&mut r)?;
+        let anchor = Self::decode_body(&mut r, version)?;
         if r.left() != 0 {
             return Err(Error::corrupt(format!("the anchor has {} bytes too many", r.left())));
         }
         Ok(anchor)
     }
 
-    fn decode_body(r: &mut Reader<'_>) -> Result<Self> {
+    /// An older anchor does not say what its volumes descend from: it may be all that have segments.
+    fn guess_origins(&mut self) {
+        let mut owners: Vec<VolumeId> = self.segments.iter().map(|segment| segment.volume).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        for volume in &mut self.volumes {
+            volume.origins = owners.iter().copied().filter(|owner| *owner != volume.id && owner.0 != 0).collect();
+        }
+    }
+
+    fn decode_body(r: &mut Reader<'_>, version: u16) -> Result<Self> {
         let mut pool = [0; 16];
         pool.copy_from_slice(r.bytes(16)?);
         let mut anchor = Self {
@@ -221,6 +241,7 @@ impl Anchor {
                 head: RootId(r.u64()?),
                 next_checkpoint: r.u32()?,
                 next_auto: r.u32()?,
+                origins: if version < KNOWS_ORIGINS { Vec::new() } else { origins(r)? },
             });
         }
         for _ in 0..r.u32()? {
@@ -239,11 +260,23 @@ impl Anchor {
             let segment = segment(r, before)?;
             anchor.segments.push(segment);
         }
+        if version < KNOWS_ORIGINS {
+            anchor.guess_origins();
+        }
         Ok(anchor)
     }
 }
 
-fn put_root(out: &mut Vec<u8>, root: &RootEntry) {
+fn origins(r: &mut Reader<'_>) -> Result<Vec<VolumeId>> {
+    let mut origins = Vec::new();
+    for _ in 0..r.u32()? {
+        origins.push(VolumeId(r.u64()?));
+    }
+    Ok(origins)
+}
+
+/// Appends a root.
+pub fn put_root(out: &mut Vec<u8>, root: &RootEntry) {
     out.put_u64(root.id.0);
     out.put_u64(root.volume.0);
     out.put_u64(root.parent.map_or(0, |p| p.0));
@@ -267,7 +300,8 @@ fn put_root(out: &mut Vec<u8>, root: &RootEntry) {
     }
 }
 
-fn root(r: &mut Reader<'_>) -> Result<RootEntry> {
+/// Reads a root.
+pub fn root(r: &mut Reader<'_>) -> Result<RootEntry> {
     let (id, volume, parent) = (RootId(r.u64()?), VolumeId(r.u64()?), r.u64()?);
     let (top, level, size) = (r.u64()?, r.u8()?, r.u64()?);
     let kind = match r.u8()? {
@@ -292,7 +326,12 @@ fn put_segment(out: &mut Vec<u8>, segment: &SegmentEntry, before: Option<&Arc<Bi
     out.put_u32(segment.id.0);
     let (form, bits) = pack(&segment.bits, before);
     let kind = u8::from(segment.kind == SegmentKind::Map);
-    out.put_u8(kind | u8::from(segment.sealed) << 1 | form.flags());
+    let place = match segment.place {
+        Place::Here => 0,
+        Place::Store => IN_STORE,
+        Place::Imported => IMPORTED,
+    };
+    out.put_u8(kind | u8::from(segment.sealed) << 1 | form.flags() | place);
     out.put_u64(segment.volume.0);
     out.put_u16(segment.used as u16);
     out.put_u16(segment.stored as u16);
@@ -307,6 +346,12 @@ fn segment(r: &mut Reader<'_>, before: Option<&Arc<Bitmap>>) -> Result<SegmentEn
     let (volume, used, stored) = (VolumeId(r.u64()?), u32::from(r.u16()?), u32::from(r.u16()?));
     let kind = if flags & 1 == 0 { SegmentKind::Log } else { SegmentKind::Map };
     let form = Form::of(flags)?;
+    let place = match flags & (IN_STORE | IMPORTED) {
+        0 => Place::Here,
+        IN_STORE => Place::Store,
+        IMPORTED => Place::Imported,
+        _ => return Err(Error::corrupt(format!("anchor: segment {} is in two places", id.0))),
+    };
     let bits = unpack(r, form, before)?;
     let nodes = match (kind, form) {
         (SegmentKind::Log, _) => None,
@@ -321,5 +366,6 @@ fn segment(r: &mut Reader<'_>, before: Option<&Arc<Bitmap>>) -> Result<SegmentEn
     if nodes.as_ref().is_some_and(|nodes| nodes.iter().zip(live()).any(|(count, live)| (*count > 0) != live)) {
         return Err(Error::corrupt(format!("anchor: segment {}: live pages and node counts differ", id.0)));
     }
-    Ok(SegmentEntry { id, kind, volume, sealed: flags & 2 != 0, used, stored, bits, nodes: nodes.map(Arc::new) })
+    let sealed = flags & 2 != 0;
+    Ok(SegmentEntry { id, kind, volume, sealed, place, used, stored, bits, nodes: nodes.map(Arc::new) })
 }

@@ -6,7 +6,9 @@ use super::batch::{Batch, Identity};
 use super::codec::Reader;
 use super::page::{verify, NodeView, PageBuilder};
 use super::record::Record;
-use super::segment::{directory_crc, encode_directory_page, verify_directory_page, Layout, SegmentHeader, SegmentKind};
+use super::segment::{
+    directory_crc, encode_directory_page, verify_directory_page, Layout, Place, SegmentHeader, SegmentKind,
+};
 use super::superblock::Superblock;
 use crate::limits;
 use crate::map::Ref;
@@ -139,6 +141,7 @@ fn anchor() -> Anchor {
             kind,
             volume: VolumeId(1),
             sealed,
+            place: if live == 0 { Place::Here } else { Place::Store },
             used: 8183,
             stored: 12,
             bits,
@@ -162,6 +165,7 @@ fn anchor() -> Anchor {
             head: RootId(1),
             next_checkpoint: 4,
             next_auto: 2,
+            origins: vec![VolumeId(4), VolumeId(8)],
         }],
         streams: vec![
             StreamEntry { volume: VolumeId(0), sequence: 1, open: None, previous_crc: 0x0102_0304 },
@@ -296,15 +300,26 @@ fn every_flipped_byte_is_noticed() {
 /// Anchors of every version so far are read; a newer one is refused as what it is.
 #[test]
 fn an_anchor_says_which_version_it_needs() {
+    // Before version 3 an anchor did not say what its volumes descend from.
+    let mut old = anchor();
+    old.volumes[0].origins.clear();
     let of_version = |version: u8| {
-        let mut copy = anchor().encode();
+        let mut copy = if version < 3 { old.encode() } else { anchor().encode() };
         copy.truncate(copy.len() / 2);
+        if version < 3 {
+            let counters = [4, 0, 0, 0, 2, 0, 0, 0];
+            let at = copy.windows(8).position(|bytes| bytes == counters).unwrap() + 8;
+            copy.drain(at..at + 4);
+            let body = copy.len() as u64 - 24;
+            copy[16..24].copy_from_slice(&body.to_le_bytes());
+        }
         copy[8] = version;
         super::codec::seal_checksum(&mut copy, 12);
         Anchor::decode(&copy.repeat(2))
     };
     for version in 1..=super::ANCHOR_VERSION {
-        assert_eq!(of_version(version as u8).unwrap(), anchor(), "version {version}");
+        let expected = if version < 3 { old.clone() } else { anchor() };
+        assert_eq!(of_version(version as u8).unwrap(), expected, "version {version}");
     }
     for version in [0, super::ANCHOR_VERSION as u8 + 1] {
         let e = of_version(version).unwrap_err();

@@ -10,6 +10,8 @@ pub mod codec;
 #[cfg(test)]
 mod golden;
 pub mod live;
+pub mod manifest;
+pub mod object;
 pub mod page;
 pub mod record;
 pub mod segment;
@@ -18,4 +20,4 @@ pub mod superblock;
 /// Version written into superblock, segment headers and batches; a newer one is refused with a clear error.
 pub const VERSION: u16 = 1;
 /// Version written into anchors; covers the map pages that they refer to, too. Older ones are read.
-pub const ANCHOR_VERSION: u16 = 2;
+pub const ANCHOR_VERSION: u16 = 3;

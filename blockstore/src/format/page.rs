@@ -128,6 +128,41 @@ pub fn verify(bytes: &[u8], addr: SlotAddr) -> Result<()> {
     Ok(())
 }
 
+/// Adds `by` to every address in a verified page of another pool: its segments have other numbers here. The
+/// page's checksum no longer holds.
+pub fn shift(page: &mut [u8], by: u64) -> Result<()> {
+    let damaged = || Error::corrupt("a map page holds addresses that cannot be");
+    for index in 0..word(page, COUNT_AT).ok_or_else(damaged)? {
+        let start = word(page, TABLE_AT + 2 * index).ok_or_else(damaged)?;
+        let (kind, count, packed) = {
+            let index = index.try_into().map_err(|_| damaged())?;
+            let node = NodeView::of(page, index)?;
+            let kind = node.bytes.first().copied().ok_or_else(damaged)?;
+            (kind, node.bitmap.count_ones() as usize, kind & DENSE != 0)
+        };
+        // Where the first number stands, how many there are, and how many bytes each takes.
+        let (at, count, bytes) = match kind {
+            DENSE_FULL => (KIND, 1, FRAME - 1),
+            _ if packed => (KIND + BITMAP, 1, FRAME - 1),
+            0 => (KIND + BITMAP, count, 5),
+            _ => (KIND + BITMAP, count, 8),
+        };
+        let numbers = page.get_mut(start + at..start + at + count * bytes).ok_or_else(damaged)?;
+        for number in numbers.chunks_exact_mut(bytes) {
+            let stored = number.iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b));
+            let addr = stored & ((1 << ADDRESS_BITS) - 1);
+            if addr == 0 && bytes == 8 && stored >> 62 == 0 {
+                continue;
+            }
+            if (addr + by) >> ADDRESS_BITS != 0 {
+                return Err(damaged());
+            }
+            number.copy_from_slice((stored + by).to_le_bytes().get(..bytes).ok_or_else(damaged)?);
+        }
+    }
+    Ok(())
+}
+
 fn word(page: &[u8], at: usize) -> Option<usize> {
     Some(usize::from(u16::from_le_bytes(page.get(at..at + 2)?.try_into().ok()?)))
 }
@@ -325,6 +360,32 @@ mod tests {
         let found: Vec<u64> = (0..4).map(|i| node.slot(i).unwrap()).collect();
         assert_eq!(found, [0x05_0403_0201, 0, 0x0a_0908_0706, 0]);
         assert!(!node.is_dense_leaf());
+    }
+
+    #[test]
+    fn a_shifted_page_holds_shifted_addresses() {
+        let leaf: [u64; FANOUT] = std::array::from_fn(|i| if i % 3 == 0 { 0 } else { 1000 + 7 * i as u64 });
+        let full: [u64; FANOUT] = std::array::from_fn(|i| 1 + i as u64);
+        let mut inner = [0; FANOUT];
+        inner[3] = Ref::page(SlotAddr(70), 9).bits();
+        inner[5] = Ref::run(SlotAddr(9000)).bits();
+        let mut builder = PageBuilder::default();
+        for (level, entries) in [(0, &leaf), (0, &full), (2, &inner)] {
+            builder.push(level, entries).unwrap();
+        }
+        let mut page = builder.finish(ADDR);
+        shift(&mut page, 5 << 13).unwrap();
+        let moved = |e: u64| if e == 0 { 0 } else { e + (5 << 13) };
+        assert_eq!(*NodeView::of(&page, 0).unwrap().entries(0).unwrap(), leaf.map(moved));
+        assert_eq!(*NodeView::of(&page, 1).unwrap().entries(0).unwrap(), full.map(moved));
+        let node = NodeView::of(&page, 2).unwrap();
+        assert_eq!(node.child(3).unwrap(), Ref::page(SlotAddr(70 + (5 << 13)), 9));
+        assert_eq!(node.child(5).unwrap(), Ref::run(SlotAddr(9000 + (5 << 13))));
+        assert_eq!(node.child(4).unwrap(), Ref::HOLE);
+        assert!(shift(&mut page, HIGHEST).is_err());
+        let mut old = page_of(&[0, 0b101, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        shift(&mut old, 1 << 13).unwrap();
+        assert_eq!(NodeView::of(&old, 0).unwrap().slot(0).unwrap(), 0x05_0403_0201 + (1 << 13));
     }
 
     #[test]

@@ -39,6 +39,18 @@ pub enum SegmentKind {
     Map,
 }
 
+/// Where a segment's slots can be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// In a file of the pool.
+    #[default]
+    Here,
+    /// In the object store alone: the file was given up.
+    Store,
+    /// In the object store, where another pool put them: what lives in it is known only as "no more than that".
+    Imported,
+}
+
 /// How the slots lie in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {

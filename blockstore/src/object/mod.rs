@@ -3,6 +3,15 @@
 //! Everything the crate knows of such a store goes through [`ObjectStore`], so that a simulator can fail, delay
 //! and lose requests. Calls block: they are made by jobs, never by the pool's owner.
 
+mod attach;
+mod claim;
 mod store;
+mod tier;
+mod upload;
 
+pub use attach::AttachJob;
+pub use claim::ClaimJob;
 pub use store::{Created, ObjectEntry, ObjectStore, Range, StoreError, StoreErrorKind, StoreResult};
+pub(crate) use tier::{Chain, Tier};
+pub use tier::{Entropy, ObjectTier, RemoteStatus, Sent, Standing, TierJob};
+pub use upload::UploadJob;

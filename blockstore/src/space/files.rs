@@ -1,11 +1,12 @@
 //! Segment files: names, open handles, and reading slots with their checksums verified.
 
+use super::remote::Remote;
 use super::table::SegmentTable;
 use crate::disk::{Disk, File};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::page;
 use crate::format::segment::{
-    directory_crc, directory_offset, directory_place, verify_directory_page, Bitmap, Layout, SegmentHeader,
+    directory_crc, directory_offset, directory_place, verify_directory_page, Bitmap, Layout, Place, SegmentHeader,
     PACKED_DATA_OFFSET,
 };
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, SEGMENT_HANDLES_MAX};
@@ -20,14 +21,22 @@ pub fn segment_name(id: SegmentId) -> String {
     format!("seg-{:08x}", id.0)
 }
 
+/// An open segment file, and how its slots lie in it.
 #[derive(Clone)]
-struct Handle {
-    file: Arc<dyn File>,
+pub struct Handle {
+    /// The file.
+    pub file: Arc<dyn File>,
     packed: Option<Arc<Bitmap>>,
 }
 
 impl Handle {
-    fn offset(&self, slot: u32) -> Option<u64> {
+    /// Where directory page `index` is, bytes.
+    pub fn directory_offset(&self, index: u32) -> u64 {
+        directory_offset(self.packed.is_some(), index)
+    }
+
+    /// Where `slot` is, bytes; `None` when the file does not hold it.
+    pub fn offset(&self, slot: u32) -> Option<u64> {
         let Some(bitmap) = &self.packed else { return Some(u64::from(slot) * BLOCK_U64) };
         let (word, bit) = (slot as usize / 64, slot % 64);
         if bitmap[word] >> bit & 1 == 0 {
@@ -53,6 +62,8 @@ pub struct Segments {
     pub next_id: u32,
     /// Prepared files, ready to take over.
     pub spares: Vec<(SegmentId, Arc<dyn File>)>,
+    /// What is in the object store, if there is one.
+    pub remote: Option<Remote>,
     handles: RefCell<BTreeMap<SegmentId, Handle>>,
 }
 
@@ -61,7 +72,7 @@ impl Segments {
     pub fn new(disk: Arc<dyn Disk>, pool: [u8; 16]) -> Self {
         let table = SegmentTable::default();
         let handles = RefCell::default();
-        Self { disk, pool, table, open_crcs: HashMap::new(), next_id: 1, spares: Vec::new(), handles }
+        Self { disk, pool, table, open_crcs: HashMap::new(), next_id: 1, spares: Vec::new(), remote: None, handles }
     }
 
     /// A file for a new segment: a spare, or one made now (then names must be synced: `true`).
@@ -103,7 +114,8 @@ impl Segments {
         self.handles.borrow_mut().remove(&id);
     }
 
-    fn handle(&self, id: SegmentId) -> Result<Handle> {
+    /// The file of a segment that is here.
+    pub fn handle(&self, id: SegmentId) -> Result<Handle> {
         if let Some(handle) = self.handles.borrow().get(&id) {
             return Ok(handle.clone());
         }
@@ -135,6 +147,15 @@ impl Segments {
         Ok(self.handle(id)?.file)
     }
 
+    /// Where to read a segment whose file is not here; `None` for one that is.
+    fn elsewhere(&self, id: SegmentId) -> Result<Option<&Remote>> {
+        if self.handles.borrow().contains_key(&id) || self.table.get(id).is_none_or(|s| s.place == Place::Here) {
+            return Ok(None);
+        }
+        let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);
+        self.remote.as_ref().map(Some).ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))
+    }
+
     fn locate(&self, addr: SlotAddr) -> Result<(Arc<dyn File>, u64)> {
         let handle = self.handle(addr.segment())?;
         let offset = handle
@@ -146,12 +167,20 @@ impl Segments {
     /// Fills `buf` with whole blocks from consecutive slots at `addr`; checksums are not verified
     /// here (see [`Segments::crc`]).
     pub fn read_slots(&self, addr: SlotAddr, buf: &mut [u8]) -> Result<()> {
+        if let Some(remote) = self.elsewhere(addr.segment())? {
+            return remote.slots(addr, buf);
+        }
         let (file, offset) = self.locate(addr)?;
         file.read_at(buf, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
     }
 
     /// Appends `count` blocks from consecutive slots at `addr` to `out`, as [`Segments::read_slots`].
     pub fn read_slots_onto(&self, addr: SlotAddr, out: &mut Vec<u8>, count: usize) -> Result<()> {
+        if let Some(remote) = self.elsewhere(addr.segment())? {
+            let start = out.len();
+            out.resize(start + count * BLOCK, 0);
+            return remote.slots(addr, &mut out[start..]).inspect_err(|_| out.truncate(start));
+        }
         let (file, offset) = self.locate(addr)?;
         file.read_onto(out, count * BLOCK, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
     }
@@ -170,12 +199,17 @@ impl Segments {
 
 impl PageSource for Segments {
     fn load(&self, addr: SlotAddr) -> Result<Box<[u8; BLOCK]>> {
+        if let Some(remote) = self.elsewhere(addr.segment())? {
+            return match addr.slot().checked_sub(END_SLOT) {
+                Some(index) => remote.directory_page(addr.segment(), index),
+                None => remote.map_page(addr),
+            };
+        }
         let mut block = Box::new([0; BLOCK]);
         if addr.slot() >= END_SLOT {
             let handle = self.handle(addr.segment())?;
             let index = addr.slot() - END_SLOT;
-            let offset = directory_offset(handle.packed.is_some(), index);
-            let read = handle.file.read_at(&mut block[..], offset);
+            let read = handle.file.read_at(&mut block[..], handle.directory_offset(index));
             read.map_err(|e| Error::io(format!("reading the directory of segment {}", addr.segment().0), e))?;
             verify_directory_page(&block[..], addr.segment(), index)?;
         } else {

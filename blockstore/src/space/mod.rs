@@ -2,10 +2,12 @@
 
 mod compact;
 mod files;
+mod remote;
 mod reserve;
 mod table;
 
 pub use compact::{compact, CompactJob};
-pub use files::{segment_name, Segments};
+pub use files::{segment_name, Handle, Segments};
+pub use remote::{fetch_directory, store_error, FetchJob, Fetched, Remote};
 pub use reserve::{give_up, Purpose, Reserve};
 pub use table::{Segment, SegmentTable};

@@ -8,7 +8,7 @@
 //!   * addresses are never reused, so a dead slot stays dead;
 //!   * an anchor being written shares the bitmaps as they were: changing one copies it first.
 
-use crate::format::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
+use crate::format::segment::{Bitmap, Place, SegmentKind, BITMAP_WORDS};
 use crate::limits::{DEAD_BLOCKS_ALLOWED, SEGMENT_SLOTS};
 use crate::types::{SegmentId, SlotAddr, VolumeId};
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ pub struct Segment {
     pub volume: VolumeId,
     /// Nothing more is appended.
     pub sealed: bool,
+    /// Where its slots can be read.
+    pub place: Place,
     /// A durable anchor says that it is sealed: recovery will not scan it, so the cleaner may have it.
     pub settled: bool,
     /// Slots used so far, dead ones and headers included.
@@ -51,6 +53,7 @@ impl Segment {
             kind,
             volume,
             sealed: false,
+            place: Place::Here,
             settled: false,
             used: 0,
             live: 0,
@@ -91,7 +94,7 @@ pub struct SegmentTable {
 impl SegmentTable {
     /// Adds a segment.
     pub fn insert(&mut self, id: SegmentId, segment: Segment) {
-        if segment.kind == SegmentKind::Log {
+        if segment.kind == SegmentKind::Log && segment.place != Place::Imported {
             self.live_blocks += u64::from(segment.live);
         }
         self.segments.insert(id, segment);
@@ -140,11 +143,11 @@ impl SegmentTable {
 
     /// A data slot died.
     pub fn release(&mut self, addr: SlotAddr) {
-        let was_live = self.segments.get_mut(&addr.segment()).is_some_and(|segment| segment.set(addr.slot(), false));
-        if was_live {
-            self.live_blocks -= 1;
-        } else {
-            self.double_releases += 1;
+        let segment = self.segments.get_mut(&addr.segment());
+        match segment.map(|segment| (segment.set(addr.slot(), false), segment.place)) {
+            Some((_, Place::Imported)) => {}
+            Some((true, _)) => self.live_blocks -= 1,
+            _ => self.double_releases += 1,
         }
     }
 

@@ -1,0 +1,407 @@
+//! Manifests: a volume's state in the object store, and who may write the next one.
+//!
+//! A volume's manifests are numbered without gaps, and each is put only if its key is free. So of two hosts that
+//! believe to own the volume one loses with its next manifest, and knows.
+//!
+//! The state is that of the maker's anchor at `anchor_lsn`, whose map pages are in the objects, and behind it the
+//! records in the objects of the tail up to `cut`: a host that opens the volume replays them. All numbers are the
+//! maker's; `origins` say which segments it took over from others, and under which numbers those made the objects.
+
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "lengths that are compared with bounds, and indexes into what is there"
+)]
+
+use super::anchor::{put_root, root, RootEntry};
+use super::codec::{checksum_without, seal_checksum, Append, Reader};
+use super::object::{ObjectId, OBJECT_VERSION};
+use super::segment::SegmentKind;
+use crate::error::{Error, Result};
+use crate::limits::{MANIFEST_BYTES_MAX, SEGMENT_SLOTS};
+use crate::types::{Lsn, RootId, SegmentId, VolumeId};
+use std::collections::{BTreeMap, HashMap};
+
+const MAGIC: &[u8; 8] = b"CAIRNMF\n";
+const CRC_AT: usize = 12;
+const HEADER: usize = 24;
+const ZSTD_LEVEL: i32 = 1;
+
+/// What a volume is in the object store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// The owner writes.
+    Owned,
+    /// The last owner has put everything here and let go.
+    Detached,
+    /// It was deleted; the name is free, its numbers go on.
+    Deleted,
+}
+
+/// Segments that the maker of a manifest took over from another pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The first of them.
+    pub first: SegmentId,
+    /// The last.
+    pub last: SegmentId,
+    /// The maker's number less the number that stands in the objects.
+    pub shift: u32,
+}
+
+/// What is known of an object without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its length, bytes.
+    pub len: u64,
+    /// Bytes of its directory.
+    pub directory: u32,
+    /// [`super::object::Directory::check`] of its directory.
+    pub check: u64,
+}
+
+/// Slots of a segment in an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The first.
+    pub first: u32,
+    /// One past the last.
+    pub end: u32,
+    /// Where.
+    pub object: ObjectId,
+}
+
+/// Where a segment's slots are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentParts {
+    /// Log or map.
+    pub kind: SegmentKind,
+    /// Whose log.
+    pub volume: VolumeId,
+    /// In the order of slots.
+    pub parts: Vec<Part>,
+}
+
+/// One manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The volume's name.
+    pub name: String,
+    /// Its place among the volume's manifests, from 1.
+    pub number: u64,
+    /// How often the volume has changed hands.
+    pub epoch: u64,
+    /// Tells a manifest from any other of its number.
+    pub nonce: [u8; 16],
+    /// Whether the owner still has it.
+    pub tenure: Tenure,
+    /// The owner: the pool that wrote it.
+    pub pool: [u8; 16],
+    /// The opening of that pool.
+    pub pool_epoch: u64,
+    /// The maker: the pool whose numbers stand in it. Another one than the owner's only in a claim.
+    pub maker: [u8; 16],
+    /// When, by the maker's clock; for people.
+    pub time_us: u64,
+    /// The watermark: every change before this is here.
+    pub cut: Lsn,
+    /// Changes before this are in the map pages.
+    pub anchor_lsn: Lsn,
+    /// The volume's number in the maker's pool.
+    pub volume: VolumeId,
+    /// Creation time.
+    pub created_us: u64,
+    /// Its head, among the roots.
+    pub head: RootId,
+    /// Number of the next checkpoint.
+    pub next_checkpoint: u32,
+    /// Number of the next automatic one.
+    pub next_auto: u32,
+    /// Head, checkpoints and ghosts; a parent that is not among them is left out.
+    pub roots: Vec<RootEntry>,
+    /// Taken over from elsewhere, by first segment.
+    pub origins: Vec<Origin>,
+    /// All objects that the state needs.
+    pub objects: BTreeMap<ObjectId, ObjectInfo>,
+    /// Where segments are.
+    pub segments: BTreeMap<SegmentId, SegmentParts>,
+    /// Objects with records behind the anchor, in the order of the log.
+    pub tail: Vec<ObjectId>,
+}
+
+/// Prefix of the keys of a volume's manifests.
+pub fn manifest_prefix(name: &str) -> String {
+    format!("volumes/{name}/")
+}
+
+/// Key of manifest `number`: the newest comes first in a list.
+pub fn manifest_key(name: &str, number: u64) -> String {
+    format!("volumes/{name}/{:016x}", u64::MAX - number)
+}
+
+/// The number that a manifest's key stands for.
+pub fn manifest_number(key: &str) -> Option<u64> {
+    let digits = key.rsplit('/').next()?;
+    let good = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    good.then(|| u64::from_str_radix(digits, 16).ok())?.map(|inverse| u64::MAX - inverse)
+}
+
+impl Manifest {
+    /// The bytes of a manifest.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let body = self.body();
+        let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(|e| Error::io("compressing a manifest", e))?;
+        let mut out = Vec::with_capacity(HEADER + packed.len());
+        out.extend_from_slice(MAGIC);
+        out.put_u16(OBJECT_VERSION);
+        out.put_u16(0);
+        out.put_u32(0);
+        out.put_u64(body.len() as u64);
+        out.extend_from_slice(&packed);
+        seal_checksum(&mut out, CRC_AT);
+        Ok(out)
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.put_text(&self.name);
+        out.put_u64(self.number);
+        out.put_u64(self.epoch);
+        out.extend_from_slice(&self.nonce);
+        out.put_u8(match self.tenure {
+            Tenure::Owned => 0,
+            Tenure::Detached => 1,
+            Tenure::Deleted => 2,
+        });
+        out.extend_from_slice(&self.pool);
+        out.put_u64(self.pool_epoch);
+        out.extend_from_slice(&self.maker);
+        out.put_u64(self.time_us);
+        out.put_u64(self.cut.0);
+        out.put_u64(self.anchor_lsn.0);
+        out.put_u64(self.volume.0);
+        out.put_u64(self.created_us);
+        out.put_u64(self.head.0);
+        out.put_u32(self.next_checkpoint);
+        out.put_u32(self.next_auto);
+        out.put_u32(self.roots.len() as u32);
+        self.roots.iter().for_each(|root| put_root(&mut out, root));
+        out.put_u32(self.origins.len() as u32);
+        for origin in &self.origins {
+            out.put_u32(origin.first.0);
+            out.put_u32(origin.last.0);
+            out.put_u32(origin.shift);
+        }
+        out.put_u32(self.objects.len() as u32);
+        for (id, info) in &self.objects {
+            out.extend_from_slice(&id.pool);
+            out.put_u64(id.volume.0);
+            out.put_u64(id.number);
+            out.put_u64(info.len);
+            out.put_u32(info.directory);
+            out.put_u64(info.check);
+        }
+        let places: HashMap<&ObjectId, u32> = self.objects.keys().zip(0..).collect();
+        let place = |id: &ObjectId| places.get(id).copied().unwrap_or(u32::MAX);
+        out.put_u32(self.segments.len() as u32);
+        for (id, segment) in &self.segments {
+            out.put_u32(id.0);
+            out.put_u8(u8::from(segment.kind == SegmentKind::Map));
+            out.put_u64(segment.volume.0);
+            out.put_u16(segment.parts.len() as u16);
+            for part in &segment.parts {
+                out.put_u16(part.first as u16);
+                out.put_u16(part.end as u16);
+                out.put_u32(place(&part.object));
+            }
+        }
+        out.put_u32(self.tail.len() as u32);
+        self.tail.iter().for_each(|id| out.put_u32(place(id)));
+        out
+    }
+
+    /// Verifies and reads the manifest under `key`.
+    pub fn decode(bytes: &[u8], key: &str) -> Result<Self> {
+        let named = |e: Error| Error::new(e.kind(), format!("manifest {key}: {e}"));
+        let manifest = Self::decode_unnamed(bytes).map_err(named)?;
+        if manifest_key(&manifest.name, manifest.number) != key {
+            let text = format!(
+                "manifest {key} holds number {} of volume {:?}: was it copied or renamed?",
+                manifest.number, manifest.name
+            );
+            return Err(Error::corrupt(text));
+        }
+        Ok(manifest)
+    }
+
+    fn decode_unnamed(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(bytes, "manifest");
+        if r.bytes(8)? != MAGIC {
+            return Err(Error::corrupt("not a manifest of cairn (wrong magic)"));
+        }
+        let version = r.u16()?;
+        r.u16()?;
+        let (crc, len) = (r.u32()?, r.u64()?);
+        if crc != checksum_without(bytes, CRC_AT) {
+            return Err(Error::corrupt("damaged (checksum mismatch)"));
+        }
+        if version != OBJECT_VERSION {
+            return Err(Error::invalid(format!(
+                "format version {version}, this program reads {OBJECT_VERSION}: use a newer cairn"
+            )));
+        }
+        if len > MANIFEST_BYTES_MAX as u64 {
+            return Err(Error::corrupt(format!("it claims {len} bytes, more than any manifest")));
+        }
+        let body = zstd::bulk::decompress(bytes.get(HEADER..).unwrap_or_default(), len as usize);
+        let body = body.map_err(|_| Error::corrupt("damaged (it does not decompress)"))?;
+        let mut r = Reader::new(&body, "manifest");
+        let manifest = Self::decode_body(&mut r)?;
+        if body.len() as u64 != len || r.left() != 0 {
+            return Err(Error::corrupt("it has bytes too many"));
+        }
+        Ok(manifest)
+    }
+
+    fn decode_body(r: &mut Reader<'_>) -> Result<Self> {
+        let (name, number, epoch, nonce) = (r.text()?, r.u64()?, r.u64()?, sixteen(r)?);
+        let tenure = match r.u8()? {
+            0 => Tenure::Owned,
+            1 => Tenure::Detached,
+            2 => Tenure::Deleted,
+            other => return Err(Error::corrupt(format!("tenure {other} is unknown"))),
+        };
+        let mut manifest = Self {
+            name,
+            number,
+            epoch,
+            nonce,
+            tenure,
+            pool: sixteen(r)?,
+            pool_epoch: r.u64()?,
+            maker: sixteen(r)?,
+            time_us: r.u64()?,
+            cut: Lsn(r.u64()?),
+            anchor_lsn: Lsn(r.u64()?),
+            volume: VolumeId(r.u64()?),
+            created_us: r.u64()?,
+            head: RootId(r.u64()?),
+            next_checkpoint: r.u32()?,
+            next_auto: r.u32()?,
+            roots: Vec::new(),
+            origins: Vec::new(),
+            objects: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            tail: Vec::new(),
+        };
+        for _ in 0..r.u32()? {
+            manifest.roots.push(root(r)?);
+        }
+        for _ in 0..r.u32()? {
+            let origin = Origin { first: SegmentId(r.u32()?), last: SegmentId(r.u32()?), shift: r.u32()? };
+            if origin.first > origin.last || origin.shift > origin.first.0 {
+                return Err(Error::corrupt("it takes over segments that cannot be"));
+            }
+            manifest.origins.push(origin);
+        }
+        let mut ids = Vec::new();
+        for _ in 0..r.u32()? {
+            let id = ObjectId { pool: sixteen(r)?, volume: VolumeId(r.u64()?), number: r.u64()? };
+            manifest.objects.insert(id, ObjectInfo { len: r.u64()?, directory: r.u32()?, check: r.u64()? });
+            ids.push(id);
+        }
+        let object = |place: u32| {
+            let id = ids.get(place as usize).copied();
+            id.ok_or_else(|| Error::corrupt("it names an object that it does not list"))
+        };
+        for _ in 0..r.u32()? {
+            let (id, kind, volume) = (SegmentId(r.u32()?), r.u8()?, VolumeId(r.u64()?));
+            let kind = if kind == 0 { SegmentKind::Log } else { SegmentKind::Map };
+            let mut parts: Vec<Part> = Vec::new();
+            for _ in 0..r.u16()? {
+                let part = Part { first: r.u16()?.into(), end: r.u16()?.into(), object: object(r.u32()?)? };
+                let behind = parts.last().is_none_or(|before| before.end <= part.first);
+                if part.first >= part.end || part.end > SEGMENT_SLOTS || !behind {
+                    return Err(Error::corrupt(format!("the parts of segment {} do not fit", id.0)));
+                }
+                parts.push(part);
+            }
+            manifest.segments.insert(id, SegmentParts { kind, volume, parts });
+        }
+        for _ in 0..r.u32()? {
+            manifest.tail.push(object(r.u32()?)?);
+        }
+        Ok(manifest)
+    }
+}
+
+fn sixteen(r: &mut Reader<'_>) -> Result<[u8; 16]> {
+    let mut out = [0; 16];
+    out.copy_from_slice(r.bytes(16)?);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::anchor::RootKind;
+
+    fn manifest() -> Manifest {
+        let object = ObjectId { pool: [7; 16], volume: VolumeId(3), number: 1 };
+        let info = ObjectInfo { len: 5000, directory: 300, check: 99 };
+        let parts = vec![Part { first: 1, end: 40, object }];
+        let root = RootEntry {
+            id: RootId(4),
+            volume: VolumeId(3),
+            parent: None,
+            top: 0,
+            level: 2,
+            size: 1 << 30,
+            kind: RootKind::Head,
+        };
+        Manifest {
+            name: "disk".into(),
+            number: 12,
+            epoch: 2,
+            nonce: [9; 16],
+            tenure: Tenure::Owned,
+            pool: [7; 16],
+            pool_epoch: 5,
+            maker: [8; 16],
+            time_us: 77,
+            cut: Lsn(100),
+            anchor_lsn: Lsn(90),
+            volume: VolumeId(3),
+            created_us: 70,
+            head: RootId(4),
+            next_checkpoint: 1,
+            next_auto: 1,
+            roots: vec![root],
+            origins: vec![Origin { first: SegmentId(5), last: SegmentId(9), shift: 4 }],
+            objects: [(object, info)].into(),
+            segments: [(SegmentId(6), SegmentParts { kind: SegmentKind::Log, volume: VolumeId(3), parts })].into(),
+            tail: vec![object],
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_as_it_was_written_and_newer_ones_come_first() {
+        let manifest = manifest();
+        let key = manifest_key("disk", 12);
+        assert_eq!(Manifest::decode(&manifest.encode().unwrap(), &key).unwrap(), manifest);
+        assert_eq!(manifest_number(&key), Some(12));
+        assert_eq!(manifest_number("volumes/disk/rubbish"), None);
+        assert!(manifest_key("disk", 13) < key);
+        assert!(Manifest::decode(&manifest.encode().unwrap(), &manifest_key("disk", 13)).is_err());
+    }
+
+    #[test]
+    fn every_flipped_or_missing_byte_is_noticed() {
+        let (bytes, key) = (manifest().encode().unwrap(), manifest_key("disk", 12));
+        for at in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            assert!(Manifest::decode(&bad, &key).is_err(), "byte {at}");
+            assert!(Manifest::decode(&bytes[..at], &key).is_err(), "cut at {at}");
+        }
+    }
+}

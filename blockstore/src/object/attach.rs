@@ -1,0 +1,326 @@
+//! Taking a volume over from the object store, and letting go of one.
+//!
+//! Invariants
+//!   * the volume belongs to this pool from the moment its claim, the next manifest in its maker's own words, is in
+//!     the store; here it exists once an anchor that holds it is durable. A pool that dies in between attaches it again;
+//!   * nothing is downloaded but the manifest and the records of its tail: blocks and map pages come when they are read;
+//!   * the maker's segments get numbers of their own here, all moved by the same distance, which is added when a map
+//!     page is read. Two volumes that share blocks there share none here.
+
+use super::claim::newest_manifest;
+use super::tier::hex;
+use super::upload::{put_manifest, Verdict};
+use super::{Chain, ObjectStore, ObjectTier, Standing};
+use crate::checkpoint::Root;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::anchor::RootKind;
+use crate::format::manifest::{Manifest, Origin, Tenure};
+use crate::format::object::BatchEntry;
+use crate::format::page::NODES_MAX;
+use crate::format::segment::{Place, SegmentKind, BITMAP_WORDS};
+use crate::limits::{SEGMENT_BITS, SEGMENT_SLOTS, SLOT_BITS};
+use crate::map::{MapRoot, Ref, Target};
+use crate::pool::{Pool, Volume, POOL_STREAM};
+use crate::space::{fetch_directory, Segment};
+use crate::types::{Lsn, RootId, SegmentId, SlotAddr, VolumeId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A volume that now belongs to this pool.
+struct Attachment {
+    manifest: Manifest,
+    /// Batches behind its anchor: segment, batch.
+    tail: Vec<(SegmentId, BatchEntry)>,
+}
+
+/// Finds a volume in the object store and claims it; runs on any thread.
+pub struct AttachJob {
+    tier: ObjectTier,
+    pool: [u8; 16],
+    pool_epoch: u64,
+    time_us: u64,
+    name: String,
+    takeover: bool,
+    found: Mutex<Option<Attachment>>,
+}
+
+impl AttachJob {
+    /// Asks the store and claims the volume; blocks.
+    pub fn run(&self) -> Result<()> {
+        let store = &*self.tier.store;
+        let newest = newest_manifest(store, &self.name)?;
+        let Some(newest) = newest.filter(|manifest| manifest.tenure != Tenure::Deleted) else {
+            let text =
+                format!("there is no volume {:?} in the object store: see cairn volume list --object-store", self.name);
+            return Err(Error::new(ErrorKind::NotFound, text));
+        };
+        if newest.tenure == Tenure::Owned && newest.pool != self.pool && !self.takeover {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "volume {:?} belongs to pool {}: detach it there, or, if that host is lost, use --takeover; what it \
+                     has not uploaded yet is lost then",
+                    self.name,
+                    hex(&newest.pool)
+                ),
+            ));
+        }
+        let tail = self.tail(&newest)?;
+        let mut nonce = [0; 16];
+        self.tier.entropy.fill(&mut nonce);
+        // The maker's own words, so that they hold by themselves until this pool has something to say.
+        let claim = Manifest {
+            number: newest.number + 1,
+            epoch: newest.epoch + 1,
+            nonce,
+            tenure: Tenure::Owned,
+            pool: self.pool,
+            pool_epoch: self.pool_epoch,
+            time_us: self.time_us,
+            ..newest
+        };
+        match put_manifest(store, claim, &[])? {
+            Verdict::Written(manifest) => {
+                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+                *found = Some(Attachment { manifest: *manifest, tail });
+                Ok(())
+            }
+            Verdict::Earlier(_) | Verdict::Lost(_) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("somebody else wrote a manifest of {:?} at the same moment: try again", self.name),
+            )),
+        }
+    }
+
+    fn tail(&self, manifest: &Manifest) -> Result<Vec<(SegmentId, BatchEntry)>> {
+        let store: &dyn ObjectStore = &*self.tier.store;
+        let mut tail = Vec::new();
+        for object in &manifest.tail {
+            let info = manifest.objects.get(object).copied();
+            let info = info.ok_or_else(|| Error::corrupt(format!("the manifest does not list {}", object.key())))?;
+            for range in fetch_directory(store, object, &info)?.ranges {
+                let own = manifest.segments.get(&range.segment).is_some_and(|s| s.volume == manifest.volume);
+                let behind = |batch: &BatchEntry| (manifest.anchor_lsn..manifest.cut).contains(&batch.first_lsn);
+                if own {
+                    tail.extend(range.batches.into_iter().filter(behind).map(|batch| (range.segment, batch)));
+                }
+            }
+        }
+        tail.sort_by_key(|(_, batch)| batch.first_lsn);
+        Ok(tail)
+    }
+}
+
+impl Pool {
+    /// Prepares taking a volume over; run the job, then [`Pool::attached`].
+    pub fn attach_job(&self, name: &str, takeover: bool) -> Result<AttachJob> {
+        self.writable()?;
+        let tier = self
+            .tier
+            .as_ref()
+            .ok_or_else(|| Error::invalid("the pool has no object store: start the daemon with --object-store URL"))?;
+        self.check_new_name(name)?;
+        Ok(AttachJob {
+            tier: tier.config.clone(),
+            pool: self.pool_id,
+            pool_epoch: self.epoch,
+            time_us: self.clock.now_us(),
+            name: name.to_owned(),
+            takeover,
+            found: Mutex::default(),
+        })
+    }
+
+    /// Makes the volume of a job that succeeded. It exists once the next anchor is durable
+    /// ([`Pool::begin_anchor`]): nothing may be promised for it before.
+    pub fn attached(&mut self, job: AttachJob) -> Result<VolumeId> {
+        let found = job.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Attachment { manifest, tail } =
+            found.ok_or_else(|| Error::invalid("the volume was not claimed: run the job first"))?;
+        self.check_new_name(&manifest.name)?;
+        // Its checkpoints' cuts stand in the maker's numbers: what is new here is later than all of them.
+        self.next_lsn = Lsn(self.next_lsn.max(manifest.cut).0 + 1);
+        let shift = self.reserve_numbers(&manifest)?;
+        let id = VolumeId(self.next_volume);
+        self.import_segments(&manifest, id, shift);
+        let head = self.import_roots(&manifest, id, shift)?;
+        let mut volume = Volume {
+            name: manifest.name.clone(),
+            created_us: manifest.created_us,
+            head,
+            checkpoints: BTreeMap::new(),
+            next_checkpoint: manifest.next_checkpoint,
+            next_auto: manifest.next_auto,
+            origins: Vec::new(),
+        };
+        for (root, entry) in self.roots.iter().filter(|(_, root)| root.volume == id) {
+            if let RootKind::Checkpoint { name, .. } = &entry.kind {
+                volume.checkpoints.insert(*name, root);
+            }
+        }
+        self.names.insert(volume.name.clone(), id);
+        self.volumes.insert(id, volume);
+        self.next_volume = id.0 + 1;
+        self.replay_tail(id, &tail, shift)?;
+        let next = self.next_lsn;
+        if let Some(tier) = &mut self.tier {
+            let chain = Chain {
+                standing: Standing::Owned,
+                number: manifest.number,
+                epoch: manifest.epoch,
+                cut: manifest.cut,
+                changed: next,
+                pending: Vec::new(),
+                last: Some(Arc::new(manifest)),
+            };
+            tier.chains.insert(id, chain);
+            tier.structure = next;
+        }
+        // Anchors are for changes; this one has no record that a replay could find.
+        self.anchors.log_bytes += 1;
+        Ok(id)
+    }
+
+    /// Numbers for the manifest's segments; returns the distance from the maker's.
+    fn reserve_numbers(&mut self, manifest: &Manifest) -> Result<u32> {
+        let first = manifest.segments.keys().next().map_or(0, |id| id.0);
+        let last = manifest.segments.keys().next_back().map_or(0, |id| id.0);
+        // Always upwards: addresses can be added to, without a sign.
+        let base = self.segments.next_id.max(first);
+        let end = u64::from(base) + u64::from(last - first) + 1;
+        if end >> SEGMENT_BITS != 0 {
+            return Err(Error::new(ErrorKind::NoSpace, "the pool has no segment numbers left for this volume"));
+        }
+        self.segments.next_id = end as u32;
+        Ok(base - first)
+    }
+
+    fn import_segments(&mut self, manifest: &Manifest, volume: VolumeId, shift: u32) {
+        for (id, segment) in &manifest.segments {
+            let mut account = Segment::new(segment.kind, volume);
+            (account.sealed, account.settled, account.place) = (true, true, Place::Imported);
+            let mut bits = [0; BITMAP_WORDS];
+            let mut nodes = [0; SEGMENT_SLOTS as usize];
+            for slot in segment.parts.iter().flat_map(|part| part.first..part.end) {
+                bits[slot as usize / 64] |= 1 << (slot % 64);
+                nodes[slot as usize] = NODES_MAX as u8;
+            }
+            account.used = segment.parts.last().map_or(0, |part| part.end);
+            account.live = bits.iter().map(|w: &u64| w.count_ones()).sum();
+            account.bits = Arc::new(bits);
+            account.nodes = (segment.kind == SegmentKind::Map).then(|| Arc::new(nodes));
+            self.segments.table.insert(SegmentId(id.0 + shift), account);
+        }
+        let Some(remote) = &mut self.segments.remote else { return };
+        Arc::make_mut(&mut remote.objects).extend(manifest.objects.iter().map(|(id, info)| (*id, *info)));
+        let parts = manifest.segments.iter().map(|(id, s)| (SegmentId(id.0 + shift), s.parts.clone()));
+        Arc::make_mut(&mut remote.parts).extend(parts);
+        remote.origins.extend(origins_here(manifest, shift));
+        remote.origins.sort_by_key(|origin| origin.first);
+    }
+
+    fn import_roots(&mut self, manifest: &Manifest, volume: VolumeId, shift: u32) -> Result<RootId> {
+        let by = u64::from(shift) << SLOT_BITS;
+        let mut numbers: HashMap<RootId, RootId> = HashMap::new();
+        let known: std::collections::HashSet<RootId> = manifest.roots.iter().map(|root| root.id).collect();
+        if !known.contains(&manifest.head) {
+            return Err(Error::corrupt(format!("the manifest of {:?} has no head", manifest.name)));
+        }
+        for entry in &manifest.roots {
+            let top = match Ref::from_stored(entry.top)?.target() {
+                Target::Hole => Ref::HOLE,
+                Target::Run(addr) => Ref::run(SlotAddr(addr.0 + by)),
+                Target::Page(addr, node) => Ref::page(SlotAddr(addr.0 + by), node),
+                Target::Memory(_) => return Err(Error::corrupt("a manifest refers into memory")),
+            };
+            let map = MapRoot { top, level: entry.level };
+            let (children, kind) = (Vec::new(), entry.kind.clone());
+            let id = self.roots.insert(Root { volume, map, size: entry.size, parent: None, children, kind });
+            numbers.insert(entry.id, id);
+        }
+        for entry in &manifest.roots {
+            let parent = entry.parent.and_then(|parent| numbers.get(&parent).copied());
+            if let (Some(parent), Some(id)) = (parent, numbers.get(&entry.id)) {
+                self.roots.set_parent(*id, Some(parent));
+            }
+        }
+        Ok(numbers[&manifest.head])
+    }
+
+    fn replay_tail(&mut self, volume: VolumeId, tail: &[(SegmentId, BatchEntry)], shift: u32) -> Result<()> {
+        for (segment, batch) in tail {
+            let here = SegmentId(segment.0 + shift);
+            let mut addr = SlotAddr::new(here, batch.slot + 1);
+            for (record, i) in batch.records.iter().zip(0..) {
+                let lsn = Lsn(batch.first_lsn.0 + i);
+                if record.is_structural() || !self.fits(volume, record) {
+                    let text =
+                        format!("the tail of the volume's log does not fit its map, at change {}", batch.first_lsn.0);
+                    return Err(Error::corrupt(text));
+                }
+                self.apply(volume, lsn, record, addr)?;
+                addr = SlotAddr(addr.0 + record.data_blocks());
+            }
+        }
+        Ok(())
+    }
+
+    /// Prepares letting go of a volume: everything is in the store, and nothing may change any more. Upload rounds
+    /// put the last manifest; then the volume is no longer here.
+    pub fn detach(&mut self, id: VolumeId) -> Result<crate::log::FlushJob> {
+        let name = self.volume(id)?.name.clone();
+        let Some(tier) = &mut self.tier else {
+            return Err(Error::invalid("the pool has no object store: a volume cannot be detached from it"));
+        };
+        let Some(chain) = tier.chains.get(&id) else { return Err(Error::invalid("the volume is not known")) };
+        match &chain.standing {
+            Standing::Owned if chain.cut >= chain.changed => {}
+            Standing::Owned => {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("not everything of {name:?} is in the object store yet"),
+                ))
+            }
+            Standing::Unknown => {
+                return Err(Error::new(ErrorKind::Unavailable, "the object store has not answered yet"))
+            }
+            Standing::Refused(why) | Standing::Fenced(why) => return Err(Error::new(ErrorKind::Fenced, why.clone())),
+        }
+        self.farewell(id, Tenure::Detached);
+        self.log_with_reserve(POOL_STREAM, vec![crate::format::record::Record::DeleteVolume { id }])?;
+        self.flush_job(POOL_STREAM)
+    }
+
+    /// The last manifest of a volume that is going.
+    pub(crate) fn farewell(&mut self, id: VolumeId, tenure: Tenure) {
+        let (pool, pool_epoch, time_us) = (self.pool_id, self.epoch, self.clock.now_us());
+        let Some(tier) = &mut self.tier else { return };
+        let Some(chain) = tier.chains.get(&id).filter(|chain| chain.standing == Standing::Owned) else { return };
+        let Some(last) = &chain.last else { return };
+        let mut nonce = [0; 16];
+        tier.config.entropy.fill(&mut nonce);
+        let number = chain.number + 1;
+        let mut manifest = Manifest { number, nonce, tenure, pool, pool_epoch, time_us, ..(**last).clone() };
+        if tenure == Tenure::Deleted {
+            let Manifest { roots, origins, objects, segments, tail, .. } = &mut manifest;
+            (roots.clear(), origins.clear(), objects.clear(), segments.clear(), tail.clear());
+        }
+        let pending = chain.pending.clone();
+        tier.farewells.insert(id, super::tier::Farewell { manifest, pending });
+    }
+}
+
+/// What a manifest took over, and the manifest's own segments, under the numbers that they have here.
+fn origins_here(manifest: &Manifest, shift: u32) -> Vec<Origin> {
+    let moved = |id: SegmentId| SegmentId(id.0 + shift);
+    let mut origins: Vec<Origin> = Vec::new();
+    for id in manifest.segments.keys() {
+        let theirs = manifest.origins.iter().find(|o| (o.first..=o.last).contains(id)).map_or(0, |o| o.shift);
+        let (here, shift) = (moved(*id), theirs + shift);
+        match origins.last_mut() {
+            Some(last) if last.shift == shift => last.last = here,
+            _ => origins.push(Origin { first: here, last: here, shift }),
+        }
+    }
+    origins
+}

@@ -1,0 +1,578 @@
+//! What a pool knows of its object store, and the rounds that keep the store up to date.
+//!
+//! Invariants
+//!   * a volume is uploaded only after its newest manifest has been seen and is this pool's, or its name is free;
+//!   * the number of a volume's next manifest is that of the last one seen plus one: whoever else wrote one is
+//!     noticed with the next;
+//!   * while a round runs, the cleaner touches no file that it reads;
+//!   * a round begins with an anchor that holds every creation, deletion and fork before its cut: the tail of a
+//!     volume's log then concerns that volume alone.
+
+use super::claim::{ClaimJob, Claimed};
+use super::upload::{anchored_slot, fresh_parts, Chapter, SegmentAtCut, Slots, Task, UploadJob, Verdict};
+use super::ObjectStore;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::anchor::Anchor;
+use crate::format::manifest::{Manifest, Tenure};
+use crate::format::object::{within, ObjectId};
+use crate::format::record::Record;
+use crate::format::segment::{Place, SegmentKind};
+use crate::limits::{BLOCK, BLOCK_U64, OBJECT_SLOT_BYTES};
+use crate::log::Payload;
+use crate::pool::{Pool, POOL_STREAM};
+use crate::space::Remote;
+use crate::types::{Lsn, SegmentId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+
+/// Random bytes; a simulator brings its own.
+pub trait Entropy: Send + Sync {
+    /// Fills `out` with bytes that nobody can guess or has had before.
+    fn fill(&self, out: &mut [u8]);
+}
+
+/// The object store of a pool.
+#[derive(Clone)]
+pub struct ObjectTier {
+    /// Where objects are.
+    pub store: Arc<dyn ObjectStore>,
+    /// For the nonces of manifests.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+/// What a volume is to the object store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its newest manifest has not been looked at yet.
+    Unknown,
+    /// This pool writes its manifests.
+    Owned,
+    /// Its name belongs to another volume there, or its history there is not the one here: it stays local.
+    Refused(String),
+    /// Attaching it was interrupted: it is given up here, and can be attached again.
+    Interrupted,
+    /// Another host has taken it over: nothing is accepted for it any more.
+    Fenced(String),
+}
+
+/// A volume's manifests.
+pub(crate) struct Chain {
+    pub standing: Standing,
+    /// Number of the newest manifest.
+    pub number: u64,
+    pub epoch: u64,
+    /// The watermark: every change before it is in the store.
+    pub cut: Lsn,
+    /// Number behind the last change.
+    pub changed: Lsn,
+    /// Nonces that may have been put under the next number.
+    pub pending: Vec<[u8; 16]>,
+    /// The newest manifest.
+    pub last: Option<Arc<Manifest>>,
+}
+
+impl Chain {
+    pub(crate) fn new(changed: Lsn) -> Self {
+        let (number, epoch, cut) = (0, 1, Lsn(0));
+        Self { standing: Standing::Unknown, number, epoch, cut, changed, pending: Vec::new(), last: None }
+    }
+}
+
+/// A last manifest to put for a name that is no longer here.
+pub(crate) struct Farewell {
+    pub manifest: Manifest,
+    pub pending: Vec<[u8; 16]>,
+}
+
+/// The object tier's state.
+pub(crate) struct Tier {
+    pub config: ObjectTier,
+    pub chains: BTreeMap<VolumeId, Chain>,
+    /// The newest durable anchor.
+    pub anchor: Option<Arc<Anchor>>,
+    /// An anchor has to hold everything before this.
+    pub structure: Lsn,
+    next_object: u64,
+    busy: bool,
+    /// Segments whose files a round reads.
+    pub pinned: BTreeSet<SegmentId>,
+    pub farewells: BTreeMap<VolumeId, Farewell>,
+    pub sent: Sent,
+}
+
+/// What has been sent since the pool was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Objects put.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of the blocks in them.
+    pub block_bytes: u64,
+    /// Manifests put.
+    pub manifests: u64,
+}
+
+/// A volume as the object store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteStatus {
+    /// Whether this pool writes it.
+    pub standing: Standing,
+    /// Every change before this is in the store.
+    pub watermark: Lsn,
+    /// Number behind the last change here.
+    pub changed: Lsn,
+    /// Number of the newest manifest.
+    pub manifest: u64,
+    /// How often the volume has changed hands.
+    pub epoch: u64,
+    /// When the newest manifest was made, microseconds since 1970.
+    pub time_us: u64,
+}
+
+/// Work of the object tier; runs on any thread.
+pub enum TierJob {
+    /// Looks up the newest manifests of volumes.
+    Claim(ClaimJob),
+    /// Uploads.
+    Upload(Box<UploadJob>),
+}
+
+impl Pool {
+    /// Connects the pool with an object store. Volumes are looked up by the next [`Pool::tier_job`].
+    pub fn set_object_tier(&mut self, config: ObjectTier) {
+        self.segments.remote = Some(Remote::new(config.store.clone()));
+        let changed = self.next_lsn;
+        self.tier = Some(Tier {
+            config,
+            chains: self.volumes.keys().map(|id| (*id, Chain::new(changed))).collect(),
+            anchor: None,
+            structure: changed,
+            next_object: 0,
+            busy: false,
+            pinned: BTreeSet::new(),
+            farewells: BTreeMap::new(),
+            sent: Sent::default(),
+        });
+    }
+
+    /// Whether there is an object store.
+    pub fn has_object_tier(&self) -> bool {
+        self.tier.is_some()
+    }
+
+    /// Whether an anchor has to come before anything can be uploaded.
+    pub(crate) fn tier_wants_anchor(&self) -> bool {
+        let Some(tier) = &self.tier else { return false };
+        !tier.busy && tier.anchor.as_ref().is_none_or(|anchor| anchor.next_lsn < tier.structure)
+    }
+
+    /// Takes note of a change.
+    pub(crate) fn tier_note(&mut self, volume: VolumeId, structural: bool) {
+        let Some(tier) = &mut self.tier else { return };
+        let next = self.next_lsn;
+        if structural {
+            tier.structure = next;
+            tier.chains.retain(|id, _| self.volumes.contains_key(id));
+            for id in self.volumes.keys() {
+                tier.chains.entry(*id).or_insert_with(|| Chain::new(next));
+            }
+        }
+        if let Some(chain) = tier.chains.get_mut(&volume) {
+            chain.changed = next;
+        }
+    }
+
+    /// A volume's state in the object store; `None` without one.
+    pub fn remote_status(&self, id: VolumeId) -> Option<RemoteStatus> {
+        let chain = self.tier.as_ref()?.chains.get(&id)?;
+        Some(RemoteStatus {
+            standing: chain.standing.clone(),
+            watermark: chain.cut,
+            changed: chain.changed,
+            manifest: chain.number,
+            epoch: chain.epoch,
+            time_us: chain.last.as_ref().map_or(0, |last| last.time_us),
+        })
+    }
+
+    /// What has been sent so far.
+    pub fn sent(&self) -> Sent {
+        self.tier.as_ref().map_or_else(Sent::default, |tier| tier.sent)
+    }
+
+    /// Bytes of live blocks and map pages that are not in the store yet: the lag.
+    pub fn unsent_bytes(&self) -> u64 {
+        let Some(remote) = &self.segments.remote else { return 0 };
+        let here = self.segments.table.iter().filter(|(_, s)| s.place == Place::Here && s.kind == SegmentKind::Log);
+        let blocks = here.map(|(id, s)| {
+            let live = within(&s.bits, remote.uploaded(id).min(s.used), s.used);
+            live.iter().map(|w| u64::from(w.count_ones())).sum::<u64>()
+        });
+        blocks.sum::<u64>() * BLOCK_U64
+    }
+
+    /// Refuses changes of a volume that another host has taken over.
+    pub(crate) fn not_fenced(&self, volume: VolumeId) -> Result<()> {
+        let standing = self.tier.as_ref().and_then(|tier| Some(&tier.chains.get(&volume)?.standing));
+        match standing {
+            Some(Standing::Fenced(why)) => Err(Error::new(ErrorKind::Fenced, why.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next piece of work for the object store, if there is any: how often to ask decides the lag.
+    pub fn tier_job(&mut self) -> Result<Option<TierJob>> {
+        if self.poisoned.is_some() {
+            return Ok(None);
+        }
+        let Some(tier) = &mut self.tier else { return Ok(None) };
+        if tier.busy {
+            return Ok(None);
+        }
+        let unknown = tier.chains.iter().filter(|(_, chain)| chain.standing == Standing::Unknown);
+        let names = unknown.filter_map(|(id, _)| Some((*id, self.volumes.get(id)?.name.clone())));
+        let names: Vec<_> = names.collect();
+        if !names.is_empty() {
+            tier.busy = true;
+            return Ok(Some(TierJob::Claim(ClaimJob::new(tier.config.store.clone(), names))));
+        }
+        let due = |chain: &Chain| chain.standing == Standing::Owned && (chain.changed > chain.cut || chain.number == 0);
+        if tier.farewells.is_empty() && !tier.chains.values().any(due) {
+            return Ok(None);
+        }
+        let Some(anchor) = tier.anchor.clone().filter(|anchor| anchor.next_lsn >= tier.structure) else {
+            return Ok(None);
+        };
+        self.begin_upload(anchor).map(|job| Some(TierJob::Upload(Box::new(job))))
+    }
+
+    fn begin_upload(&mut self, anchor: Arc<Anchor>) -> Result<UploadJob> {
+        let ranges = self.slots_to_put(&anchor)?;
+        let cut = self.next_lsn;
+        let flushes = self.streams.values().map(|stream| stream.flush_job(cut, &self.disk)).collect();
+        let (Some(tier), Some(remote)) = (&mut self.tier, &self.segments.remote) else {
+            return Err(Error::invalid("the pool has no object store"));
+        };
+        tier.pinned = ranges.iter().map(|slots| slots.segment).collect();
+        let first = self.epoch << 32 | tier.next_object;
+        let tasks = group(ranges, self.pool_id, first);
+        tier.next_object += tasks.len() as u64;
+        let mut chapters = Vec::new();
+        let mut nonce = [0; 16];
+        for (id, chain) in &mut tier.chains {
+            let Some(volume) = self.volumes.get(id) else { continue };
+            if chain.standing != Standing::Owned || (chain.changed <= chain.cut && chain.number > 0) {
+                continue;
+            }
+            tier.config.entropy.fill(&mut nonce);
+            let owners = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
+            chapters.push(Chapter {
+                volume: *id,
+                name: volume.name.clone(),
+                number: chain.number + 1,
+                epoch: chain.epoch,
+                nonce,
+                pending: chain.pending.clone(),
+                tenure: Tenure::Owned,
+                owners,
+                whole: None,
+            });
+            chain.pending.push(nonce);
+        }
+        for (id, farewell) in &mut tier.farewells {
+            let Manifest { name, number, epoch, nonce, tenure, .. } = farewell.manifest.clone();
+            chapters.push(Chapter {
+                volume: *id,
+                name,
+                number,
+                epoch,
+                nonce,
+                pending: farewell.pending.clone(),
+                tenure,
+                owners: BTreeSet::new(),
+                whole: Some(Box::new(farewell.manifest.clone())),
+            });
+        }
+        tier.busy = true;
+        let in_anchor = anchor.segments.iter().filter(|s| s.kind == SegmentKind::Map);
+        let map: BTreeMap<_, _> = in_anchor.map(|s| (s.id, &s.bits)).collect();
+        let segments = self.segments.table.iter().filter_map(|(id, s)| {
+            let live = match s.kind {
+                SegmentKind::Map => (*map.get(&id)?).clone(),
+                SegmentKind::Log => s.bits.clone(),
+            };
+            Some(SegmentAtCut { id, kind: s.kind, volume: s.volume, place: s.place, live })
+        });
+        Ok(UploadJob {
+            store: tier.config.store.clone(),
+            pool: self.pool_id,
+            pool_epoch: self.epoch,
+            time_us: self.clock.now_us(),
+            cut,
+            segments: segments.collect(),
+            anchor,
+            flushes,
+            tasks,
+            parts: remote.parts.clone(),
+            objects: remote.objects.clone(),
+            origins: remote.origins.clone(),
+            chapters,
+            next_task: AtomicUsize::new(0),
+            puts: Mutex::default(),
+            verdicts: Mutex::default(),
+            flushed: Mutex::default(),
+        })
+    }
+
+    /// All slots that live and are not in the store: of logs now, of the map in the anchor.
+    fn slots_to_put(&self, anchor: &Anchor) -> Result<Vec<Slots>> {
+        let (Some(tier), Some(remote)) = (&self.tier, &self.segments.remote) else { return Ok(Vec::new()) };
+        let owned = |id: &VolumeId| tier.chains.get(id).is_some_and(|chain| chain.standing == Standing::Owned);
+        // Blocks of a volume that stays local, or does not exist any more, may live on in its forks.
+        let mut needed = BTreeSet::new();
+        for (id, volume) in self.volumes.iter().filter(|(id, _)| owned(id)) {
+            needed.extend(volume.origins.iter().copied().chain([*id]));
+        }
+        let mut ranges = Vec::new();
+        for (id, segment) in self.segments.table.iter().filter(|(_, s)| s.place == Place::Here) {
+            let first = remote.uploaded(id);
+            let (end, bits, records_from) = match segment.kind {
+                SegmentKind::Log if !needed.contains(&segment.volume) => continue,
+                SegmentKind::Log => (segment.used, &segment.bits, anchored_slot(anchor, id)),
+                SegmentKind::Map => {
+                    let Ok(at) = anchor.segments.binary_search_by_key(&id, |s| s.id) else { continue };
+                    let Some(entry) = anchor.segments.get(at) else { continue };
+                    (entry.used, &entry.bits, entry.used)
+                }
+            };
+            if first >= end {
+                continue;
+            }
+            let live = within(bits, first, end);
+            let needs_records = records_from < end && owned(&segment.volume);
+            if live.iter().all(|word| *word == 0) && !needs_records {
+                continue;
+            }
+            ranges.push(Slots {
+                segment: id,
+                kind: segment.kind,
+                volume: segment.volume,
+                first,
+                end,
+                live: Arc::new(live),
+                handle: self.segments.handle(id)?,
+                crcs: self.segments.open_crcs.get(&id).cloned(),
+                records_from: if needs_records { records_from } else { end },
+            });
+        }
+        Ok(ranges)
+    }
+
+    /// Takes note of what came of a piece of work.
+    pub fn tier_done(&mut self, job: TierJob, outcome: Result<()>) -> Result<()> {
+        if let Some(tier) = &mut self.tier {
+            tier.busy = false;
+            tier.pinned.clear();
+        }
+        match job {
+            TierJob::Claim(job) => {
+                job.take().into_iter().try_for_each(|(id, found)| self.claimed(id, found)).and(outcome)
+            }
+            TierJob::Upload(job) => {
+                let noted = self.uploaded(*job);
+                outcome.and(noted)
+            }
+        }
+    }
+
+    fn claimed(&mut self, id: VolumeId, found: Claimed) -> Result<()> {
+        let (pool_id, epoch, next_lsn) = (self.pool_id, self.epoch, self.next_lsn);
+        let Some(volume) = self.volumes.get(&id) else { return Ok(()) };
+        let name = volume.name.clone();
+        let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
+        let Some(manifest) = found else {
+            chain.standing = Standing::Owned;
+            return Ok(());
+        };
+        if manifest.tenure == Tenure::Deleted {
+            (chain.standing, chain.number, chain.epoch) = (Standing::Owned, manifest.number, manifest.epoch + 1);
+            return Ok(());
+        }
+        if manifest.pool == pool_id && manifest.maker != pool_id {
+            // Nothing was promised for it yet: it is as if it had not begun, and can be done again.
+            chain.standing = Standing::Interrupted;
+            return Ok(());
+        }
+        let ours = manifest.pool == pool_id && manifest.volume == id;
+        if !ours {
+            let text = if manifest.pool == pool_id {
+                format!("the name {name:?} belongs to another volume of this pool in the object store")
+            } else {
+                format!(
+                    "the name {name:?} is taken in the object store by pool {}: this volume stays local",
+                    hex(&manifest.pool)
+                )
+            };
+            // A volume that was taken over from elsewhere exists here only with the store's word for it.
+            let was_ours = chain.last.is_some() || manifest.epoch > chain.epoch;
+            chain.standing = if was_ours { Standing::Fenced(text) } else { Standing::Refused(text) };
+            return Ok(());
+        }
+        if manifest.pool_epoch > epoch || manifest.cut > next_lsn {
+            let text = format!("the pool's folder is older than what it has put into the object store of {name:?}: was it copied back? Delete the volume here and attach it again");
+            chain.standing = Standing::Fenced(text);
+            return Ok(());
+        }
+        chain.standing = Standing::Owned;
+        chain.number = manifest.number;
+        chain.epoch = manifest.epoch;
+        chain.cut = manifest.cut;
+        let manifest = Arc::new(*manifest);
+        chain.last = Some(manifest.clone());
+        self.adopt(&manifest);
+        Ok(())
+    }
+
+    /// Volumes whose attaching did not get to its end before the pool was closed.
+    pub(crate) fn interrupted(&self) -> Vec<VolumeId> {
+        let chains = self.tier.iter().flat_map(|tier| &tier.chains);
+        chains.filter(|(_, chain)| chain.standing == Standing::Interrupted).map(|(id, _)| *id).collect()
+    }
+
+    /// Nothing was promised for these yet: they can be attached again.
+    pub(crate) fn give_up_interrupted(&mut self, volumes: Vec<VolumeId>) -> Result<()> {
+        volumes
+            .into_iter()
+            .try_for_each(|id| self.append(POOL_STREAM, vec![Record::DeleteVolume { id }], Payload::default()))
+    }
+
+    /// Takes over what a manifest of this pool says of segments that are known here.
+    pub(crate) fn adopt(&mut self, manifest: &Manifest) {
+        let Some(remote) = &mut self.segments.remote else { return };
+        let (known, objects) = (Arc::make_mut(&mut remote.parts), Arc::make_mut(&mut remote.objects));
+        for (id, segment) in &manifest.segments {
+            if self.segments.table.get(*id).is_none() {
+                continue;
+            }
+            let parts = known.entry(*id).or_default();
+            for part in &segment.parts {
+                if parts.iter().all(|have| have.first != part.first) {
+                    parts.push(*part);
+                }
+                if let Some(info) = manifest.objects.get(&part.object) {
+                    objects.insert(part.object, *info);
+                }
+            }
+            parts.sort_by_key(|part| part.first);
+        }
+        for origin in &manifest.origins {
+            if !remote.origins.contains(origin) {
+                remote.origins.push(*origin);
+            }
+        }
+        remote.origins.sort_by_key(|origin| origin.first);
+    }
+
+    fn uploaded(&mut self, job: UploadJob) -> Result<()> {
+        let flushed = job.flushed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match flushed {
+            None => {}
+            Some(Err(e)) => {
+                let first = job.flushes.first();
+                return first.map_or(Ok(()), |first| self.flushed(first, Err(e)));
+            }
+            Some(Ok(())) => {
+                for flush in &job.flushes {
+                    self.flushed(flush, Ok(()))?;
+                }
+            }
+        }
+        let puts = job.puts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        drop((job.parts, job.objects));
+        if let (Some(remote), Some(tier)) = (&mut self.segments.remote, &mut self.tier) {
+            for (id, mut parts) in fresh_parts(&puts) {
+                if self.segments.table.get(id).is_some() {
+                    let known = Arc::make_mut(&mut remote.parts).entry(id).or_default();
+                    known.append(&mut parts);
+                    known.sort_by_key(|part| part.first);
+                }
+            }
+            for (id, put) in puts {
+                tier.sent.objects += 1;
+                tier.sent.bytes += put.info.len;
+                let slots = put.directory.ranges.iter().map(|range| range.crcs.len());
+                tier.sent.block_bytes += slots.sum::<usize>() as u64 * BLOCK_U64;
+                Arc::make_mut(&mut remote.objects).insert(id, put.info);
+                remote.keep_directory(put.directory);
+            }
+        }
+        let verdicts = job.verdicts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (id, verdict) in verdicts {
+            self.judge(id, verdict);
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, id: VolumeId, verdict: Verdict) {
+        let Some(tier) = &mut self.tier else { return };
+        if let Some(farewell) = tier.farewells.get_mut(&id) {
+            match verdict {
+                // An earlier round's manifest took the number: the farewell takes the next.
+                Verdict::Earlier(there) => farewell.manifest.number = there.number + 1,
+                Verdict::Written(_) | Verdict::Lost(_) => drop(tier.farewells.remove(&id)),
+            }
+            return;
+        }
+        let Some(chain) = tier.chains.get_mut(&id) else { return };
+        match verdict {
+            Verdict::Written(manifest) => {
+                tier.sent.manifests += 1;
+                (chain.number, chain.cut) = (manifest.number, manifest.cut);
+                chain.pending.clear();
+                chain.last = Some(Arc::new(*manifest));
+            }
+            Verdict::Earlier(there) => chain.number = there.number,
+            Verdict::Lost(there) => {
+                let text = format!(
+                    "pool {} has taken the volume {:?} over (epoch {}): nothing more is accepted for it here; delete it here, or attach it again with --takeover",
+                    hex(&there.pool), there.name, there.epoch
+                );
+                chain.standing = Standing::Fenced(text);
+            }
+        }
+    }
+}
+
+/// Puts ranges of one log together into objects.
+fn group(ranges: Vec<Slots>, pool: [u8; 16], first: u64) -> Vec<Task> {
+    let mut by_volume: BTreeMap<VolumeId, Vec<Slots>> = BTreeMap::new();
+    for slots in ranges {
+        by_volume.entry(slots.volume).or_default().push(slots);
+    }
+    let mut tasks: Vec<Task> = Vec::new();
+    for (volume, ranges) in by_volume {
+        // Each log begins an object of its own.
+        let mut room = None;
+        for slots in ranges {
+            let bytes = slots.live.iter().map(|w| w.count_ones() as usize).sum::<usize>() * BLOCK;
+            let fits = room.is_some_and(|room| bytes <= room);
+            match tasks.last_mut().filter(|_| fits) {
+                Some(task) => task.ranges.push(slots),
+                None => {
+                    let id = ObjectId { pool, volume, number: first + tasks.len() as u64 };
+                    tasks.push(Task { id, ranges: vec![slots] });
+                    room = Some(OBJECT_SLOT_BYTES);
+                }
+            }
+            room = room.map(|room| room.saturating_sub(bytes));
+        }
+    }
+    tasks
+}
+
+/// Bytes as people write them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
