@@ -281,7 +281,7 @@ impl Pool {
                     format!("not everything of {name:?} is in the object store yet"),
                 ))
             }
-            Standing::Unknown => {
+            Standing::Unknown | Standing::Interrupted => {
                 return Err(Error::new(ErrorKind::Unavailable, "the object store has not answered yet"))
             }
             Standing::Refused(why) | Standing::Fenced(why) => return Err(Error::new(ErrorKind::Fenced, why.clone())),

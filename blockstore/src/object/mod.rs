@@ -5,13 +5,17 @@
 
 mod attach;
 mod claim;
+mod counts;
+mod key;
 mod store;
 mod tier;
 mod upload;
 
 pub use attach::AttachJob;
 pub use claim::ClaimJob;
-pub use store::{Created, ObjectEntry, ObjectStore, Range, StoreError, StoreErrorKind, StoreResult};
+pub use counts::StoreCounts;
+pub use key::{check_key, is_key, KEY_BYTES_MAX};
+pub use store::{Created, ObjectEntry, ObjectStore, Range, StoreError, StoreErrorKind, StoreResult, OBJECT_BYTES_MAX};
 pub(crate) use tier::{Chain, Tier};
 pub use tier::{Entropy, ObjectTier, RemoteStatus, Sent, Standing, TierJob};
 pub use upload::UploadJob;
