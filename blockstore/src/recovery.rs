@@ -102,6 +102,7 @@ impl Pool {
                 .extend(end.damaged.iter().chain(&end.stopped).map(|why| format!("log of volume {}: {why}", volume.0)));
             pool.adopt_stream(volume, end)?;
         }
+        pool.tier_recovered();
         pool.give_up_interrupted(interrupted)?;
         pool.anchor(Cleaning::Busy)?;
         let over = old_anchors(&pool.disk, pool.anchors.sequence)?.into_iter().chain(notes);

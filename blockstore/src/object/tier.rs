@@ -227,6 +227,7 @@ impl Pool {
         if self.poisoned.is_some() {
             return Ok(None);
         }
+        self.refuse_older();
         let Some(tier) = &mut self.tier else { return Ok(None) };
         if tier.busy {
             return Ok(None);
@@ -388,7 +389,7 @@ impl Pool {
     }
 
     fn claimed(&mut self, id: VolumeId, found: Claimed) -> Result<()> {
-        let (pool_id, epoch, next_lsn) = (self.pool_id, self.epoch, self.next_lsn);
+        let (pool_id, epoch) = (self.pool_id, self.epoch);
         let Some(volume) = self.volumes.get(&id) else { return Ok(()) };
         let name = volume.name.clone();
         let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
@@ -420,9 +421,8 @@ impl Pool {
             chain.standing = if was_ours { Standing::Fenced(text) } else { Standing::Refused(text) };
             return Ok(());
         }
-        if manifest.pool_epoch > epoch || manifest.cut > next_lsn {
-            let text = format!("the pool's folder is older than what it has put into the object store of {name:?}: was it copied back? Delete the volume here and attach it again");
-            chain.standing = Standing::Fenced(text);
+        if manifest.pool_epoch > epoch {
+            chain.standing = Standing::Fenced(copied_back(&name));
             return Ok(());
         }
         chain.standing = Standing::Owned;
@@ -433,6 +433,26 @@ impl Pool {
         chain.last = Some(manifest.clone());
         self.adopt(&manifest);
         Ok(())
+    }
+
+    /// The logs have been replayed: what changed since the newest manifests is not known, so all of it may have.
+    pub(crate) fn tier_recovered(&mut self) {
+        let next = self.next_lsn;
+        if let Some(tier) = &mut self.tier {
+            tier.structure = next;
+            tier.chains.values_mut().for_each(|chain| chain.changed = next);
+        }
+        self.refuse_older();
+    }
+
+    /// What was put was synced here first: a pool that does not know it is an older copy of its folder.
+    pub(crate) fn refuse_older(&mut self) {
+        let next_lsn = self.next_lsn;
+        let chains = self.tier.iter_mut().flat_map(|tier| &mut tier.chains);
+        for (id, chain) in chains.filter(|(_, chain)| chain.standing == Standing::Owned && chain.cut > next_lsn) {
+            let name = self.volumes.get(id).map_or("", |volume| &volume.name);
+            chain.standing = Standing::Fenced(copied_back(name));
+        }
     }
 
     /// Volumes whose attaching did not get to its end before the pool was closed.
@@ -543,6 +563,13 @@ impl Pool {
             }
         }
     }
+}
+
+fn copied_back(name: &str) -> String {
+    format!(
+        "the pool's folder is older than what it has put into the object store of {name:?}: was it copied back? Delete \
+         the volume here and attach it again"
+    )
 }
 
 /// Puts ranges of one log together into objects.

@@ -1,0 +1,310 @@
+//! Volumes in the object store: uploaded, taken over by other hosts, lost and found.
+
+use blockstore::object::{Entropy, ObjectTier, Standing, TierJob};
+use blockstore::testing::{ReferenceDisk, Rng, SimClock, SimDisk, SimStore};
+use blockstore::{CheckpointName, Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+const BLOCK: usize = 4096;
+
+/// Never the same twice.
+struct Counter(AtomicU64);
+
+impl Entropy for Counter {
+    fn fill(&self, out: &mut [u8]) {
+        let n = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+        out.iter_mut().zip(n.iter().cycle()).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// One host: a pool of its own, and the store that all share.
+struct Host {
+    disk: SimDisk,
+    pool: Pool,
+    tier: ObjectTier,
+}
+
+fn tier(store: &SimStore, name: &str) -> ObjectTier {
+    let seed = name.bytes().fold(1, |sum, b| sum * 31 + u64::from(b)) << 32;
+    ObjectTier { store: Arc::new(store.client(name)), entropy: Arc::new(Counter(AtomicU64::new(seed))) }
+}
+
+fn options() -> PoolOptions {
+    PoolOptions { map_cache: 1 << 20, anchor_bytes: 256 << 10 }
+}
+
+impl Host {
+    fn new(store: &SimStore, name: &str) -> Self {
+        let disk = SimDisk::new();
+        let mut id = [0; 16];
+        id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        Pool::create(&disk.handle(), &SimClock::default(), id).unwrap();
+        Self::open(disk, tier(store, name))
+    }
+
+    fn open(disk: SimDisk, tier: ObjectTier) -> Self {
+        let clock = Arc::new(SimClock::default());
+        let (pool, _) = Pool::open_with(disk.handle(), clock, options(), Some(tier.clone())).unwrap();
+        Self { disk, pool, tier }
+    }
+
+    fn id(&self, volume: &str) -> VolumeId {
+        self.pool.volume_id(volume).unwrap()
+    }
+
+    fn create(&mut self, volume: &str, size: usize) -> VolumeId {
+        let (id, job) = self.pool.create_volume(volume, size as u64).unwrap();
+        self.pool.finish(job).unwrap();
+        id
+    }
+
+    /// Background work as a daemon does it: an anchor when one is due.
+    fn tend(&mut self) {
+        while self.pool.wants_anchor() {
+            self.pool.anchor(Cleaning::Busy).unwrap();
+        }
+    }
+
+    /// One piece of work for the object store; `false` when there is none.
+    fn step(&mut self) -> blockstore::Result<bool> {
+        self.tend();
+        let Some(job) = self.pool.tier_job()? else { return Ok(false) };
+        let outcome = match &job {
+            TierJob::Claim(job) => job.run(),
+            TierJob::Upload(job) => job.run(),
+        };
+        self.pool.tier_done(job, outcome)?;
+        Ok(true)
+    }
+
+    fn sync(&mut self) {
+        while self.step().unwrap() {}
+    }
+
+    fn attach(&mut self, volume: &str, takeover: bool) -> blockstore::Result<VolumeId> {
+        let job = self.pool.attach_job(volume, takeover)?;
+        job.run()?;
+        let id = self.pool.attached(job)?;
+        self.pool.anchor(Cleaning::Busy)?;
+        self.sync();
+        Ok(id)
+    }
+
+    fn contents(&mut self, volume: &str, checkpoint: Option<CheckpointName>) -> Vec<u8> {
+        let view = self.pool.view(self.id(volume), checkpoint).unwrap();
+        let mut out = vec![0; self.pool.view_size(view).unwrap() as usize];
+        self.pool.read(view, 0, &mut out).unwrap();
+        out
+    }
+
+    fn write(&mut self, volume: &str, at: usize, byte: u8, blocks: usize) {
+        let id = self.id(volume);
+        self.pool.write(id, (at * BLOCK) as u64, &vec![byte; blocks * BLOCK]).unwrap();
+    }
+}
+
+#[test]
+fn a_volume_outlives_its_host() {
+    let store = SimStore::new(1);
+    let mut first = Host::new(&store, "first");
+    let id = first.create("disk", 4096 * BLOCK);
+    first.write("disk", 0, 1, 300);
+    first.write("disk", 1000, 2, 5);
+    let (v1, job) = first.pool.create_checkpoint(id, "before").unwrap();
+    first.pool.finish(job).unwrap();
+    first.write("disk", 10, 3, 20);
+    first.sync();
+    // The tail: written behind the anchor.
+    first.write("disk", 2000, 4, 7);
+    first.pool.trim(id, 0, (5 * BLOCK) as u64).unwrap();
+    first.sync();
+    let (head, then) = (first.contents("disk", None), first.contents("disk", Some(v1.name)));
+    // Never uploaded: lost with the host.
+    first.write("disk", 50, 9, 1);
+    drop(first);
+
+    let mut second = Host::new(&store, "second");
+    second.create("other", 64 * BLOCK);
+    second.write("other", 0, 77, 64);
+    assert_eq!(second.attach("disk", false).unwrap_err().kind(), ErrorKind::Busy);
+    second.attach("disk", true).unwrap();
+    assert!(second.contents("disk", None) == head);
+    assert!(second.contents("disk", Some(v1.name)) == then);
+    second.write("disk", 3000, 5, 3);
+    second.write("disk", 12, 6, 2);
+    second.sync();
+    let head = second.contents("disk", None);
+
+    // Restarted, and taken over by a third host.
+    let mut second = Host::open(second.disk.after_kill(), second.tier);
+    assert!(second.contents("disk", None) == head);
+    assert!(second.contents("disk", Some(v1.name)) == then);
+    second.write("disk", 1, 7, 1);
+    let second = Host::open(second.disk.after_kill(), second.tier);
+    let mut second = second;
+    second.sync();
+    let head = second.contents("disk", None);
+    drop(second);
+    let mut third = Host::new(&store, "third");
+    third.create("more", 64 * BLOCK);
+    third.attach("disk", true).unwrap();
+    assert!(third.contents("disk", None) == head);
+    assert!(third.contents("disk", Some(v1.name)) == then);
+    let check = third.pool.check().unwrap();
+    assert!(check.problems.is_empty(), "{:?}", check.problems);
+}
+
+#[test]
+fn whoever_lost_a_volume_stops_and_says_so() {
+    let store = SimStore::new(2);
+    let mut first = Host::new(&store, "first");
+    let id = first.create("disk", 64 * BLOCK);
+    first.write("disk", 0, 1, 10);
+    first.sync();
+    let mut second = Host::new(&store, "second");
+    second.attach("disk", true).unwrap();
+    second.write("disk", 0, 2, 1);
+    first.write("disk", 1, 3, 1);
+    first.sync();
+    let e = first.pool.write(id, 0, &[4; BLOCK]).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Fenced, "{e}");
+    assert!(matches!(first.pool.remote_status(id).unwrap().standing, Standing::Fenced(_)));
+    second.sync();
+    let mut expected = vec![0; 64 * BLOCK];
+    expected[..10 * BLOCK].fill(1);
+    expected[..BLOCK].fill(2);
+    assert!(second.contents("disk", None) == expected);
+    // A restart does not forget it.
+    let mut first = Host::open(first.disk.after_kill(), first.tier);
+    assert_eq!(first.pool.write(id, 0, &[4; BLOCK]).unwrap_err().kind(), ErrorKind::Fenced);
+}
+
+#[test]
+fn a_detached_volume_goes_from_host_to_host() {
+    let store = SimStore::new(3);
+    let mut hosts = [Host::new(&store, "first"), Host::new(&store, "second")];
+    hosts[0].create("disk", 64 * BLOCK);
+    let mut expected = vec![0; 64 * BLOCK];
+    for turn in 0..6usize {
+        let host = &mut hosts[turn % 2];
+        if turn > 0 {
+            host.attach("disk", false).unwrap();
+        }
+        assert!(host.contents("disk", None) == expected, "turn {turn}");
+        host.write("disk", turn * 3, turn as u8 + 1, 5);
+        expected[turn * 3 * BLOCK..(turn * 3 + 5) * BLOCK].fill(turn as u8 + 1);
+        let id = host.id("disk");
+        assert!(host.pool.detach(id).is_err(), "not all is uploaded");
+        host.sync();
+        let job = host.pool.detach(id).unwrap();
+        host.pool.finish(job).unwrap();
+        host.sync();
+        assert!(host.pool.volume_id("disk").is_err());
+    }
+}
+
+/// A host is lost at any moment, or goes on after its power failed: whatever another one finds is a prefix of the
+/// history, at or past the watermark.
+#[test]
+fn any_loss_leaves_a_prefix_at_or_past_the_watermark() {
+    for seed in 0..60 {
+        lose_hosts(seed);
+    }
+}
+
+fn lose_hosts(seed: u64) {
+    const BLOCKS: usize = 700;
+    let store = SimStore::new(seed);
+    let mut rng = Rng::new(seed);
+    let mut host = Host::new(&store, "host0");
+    host.create("disk", BLOCKS * BLOCK);
+    let mut model = ReferenceDisk::default();
+    model.create("disk", BLOCKS * BLOCK);
+    // Every state that may still be found, by the number behind its last change.
+    let mut states = Vec::new();
+    for turn in 1..6 {
+        let id = host.id("disk");
+        states.push((host.pool.stats().next_lsn, model.clone()));
+        for _ in 0..rng.below(60) + 5 {
+            match rng.below(12) {
+                0 => {
+                    let (info, job) = host.pool.create_checkpoint(id, "").unwrap();
+                    host.pool.finish(job).unwrap();
+                    model.checkpoint("disk", &info.name.to_string());
+                }
+                1 => {
+                    let names: Vec<_> = host.pool.checkpoints(id).unwrap().iter().map(|c| c.name).collect();
+                    if !names.is_empty() {
+                        let name = *rng.pick(&names);
+                        let (undo, job) = host.pool.restore(id, name).unwrap();
+                        host.pool.finish(job).unwrap();
+                        model.restore("disk", &name.to_string(), &undo.name.to_string());
+                        // Automatic ones are pruned.
+                        let kept: Vec<_> =
+                            host.pool.checkpoints(id).unwrap().iter().map(|c| c.name.to_string()).collect();
+                        model.checkpoints.retain(|(_, name), _| kept.contains(name));
+                    }
+                }
+                2 => {
+                    let at = rng.below(BLOCKS - 1);
+                    let len = rng.below(BLOCKS - at) + 1;
+                    host.pool.trim(id, (at * BLOCK) as u64, (len * BLOCK) as u64).unwrap();
+                    model.zero("disk", at * BLOCK, len * BLOCK);
+                }
+                3 | 4 => drop(host.step().unwrap()),
+                5 => host.pool.maintain().unwrap(),
+                _ => {
+                    let at = rng.below(BLOCKS - 40);
+                    let len = (rng.below(40) + 1) * BLOCK;
+                    let data = rng.bytes(len);
+                    host.pool.write(id, (at * BLOCK) as u64, &data).unwrap();
+                    model.write("disk", at * BLOCK, &data);
+                }
+            }
+            host.tend();
+            states.push((host.pool.stats().next_lsn, model.clone()));
+        }
+        let status = host.pool.remote_status(id).unwrap();
+        let watermark = status.watermark.0;
+        let mut attached = false;
+        if rng.one_in(3) {
+            let lost = rng.one_in(2);
+            let disk = if lost { host.disk.after_power_loss(&mut || rng.one_in(2)) } else { host.disk.after_kill() };
+            host = Host::open(disk, host.tier);
+        } else {
+            let mut next = Host::new(&store, &format!("host{turn}"));
+            if status.manifest == 0 {
+                assert_eq!(next.attach("disk", true).unwrap_err().kind(), ErrorKind::NotFound);
+                return;
+            }
+            next.attach("disk", true).unwrap();
+            (host, attached) = (next, true);
+        }
+        let found = host.contents("disk", None);
+        let prefix = states.iter().rposition(|(lsn, state)| {
+            *lsn >= watermark && state.heads["disk"].to_vec() == found && {
+                let names = host.pool.checkpoints(host.id("disk")).unwrap();
+                names.len() == state.checkpoints.len()
+            }
+        });
+        let Some(at) = prefix else {
+            panic!("seed {seed} turn {turn}: no state from {watermark} on is what was found")
+        };
+        model = states[at].1.clone();
+        states.truncate(at + 1);
+        if attached {
+            states.clear();
+        }
+        for info in host.pool.checkpoints(host.id("disk")).unwrap() {
+            let expected = &model.checkpoints[&("disk".to_owned(), info.name.to_string())];
+            assert!(
+                host.contents("disk", Some(info.name)) == expected.to_vec(),
+                "seed {seed} turn {turn} {}",
+                info.name
+            );
+        }
+        let check = host.pool.check().unwrap();
+        assert!(check.problems.is_empty(), "seed {seed} turn {turn}: {:?}", check.problems);
+    }
+}
