@@ -3,6 +3,9 @@
 //! Everything the crate knows of such a store goes through [`ObjectStore`], so that a simulator can fail, delay
 //! and lose requests. Calls block: they are made by jobs, never by the pool's owner.
 
+mod entropy;
+pub mod sealed;
 mod store;
 
+pub use entropy::Entropy;
 pub use store::{Created, ObjectEntry, ObjectStore, Range, StoreError, StoreErrorKind, StoreResult};
