@@ -9,6 +9,7 @@ mod audits;
 pub mod control;
 mod exports;
 mod jobs;
+mod keys;
 mod metrics;
 pub mod nbd;
 mod open;
@@ -19,6 +20,7 @@ mod session;
 pub mod testing;
 mod tls;
 
+pub use keys::{read_key_file, CommandKey, SystemEntropy};
 pub use open::{is_read_only, open_pool, open_to_look, random_id, while_in_use, PoolLock, SystemClock};
 pub use server::{Listen, Server, ServerOptions, Stopper};
 pub use tls::{Tls, TlsFiles};

@@ -23,7 +23,7 @@ const V3: CheckpointName = CheckpointName { is_auto: false, number: 3 };
 const AUTO1: CheckpointName = CheckpointName { is_auto: true, number: 1 };
 
 /// The document's blocks fenced as `hex NAME LENGTH`: rows of offset and 16 bytes, rows of zeros left out.
-fn documented() -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn documented() -> BTreeMap<String, Vec<u8>> {
     let mut out = BTreeMap::new();
     let mut lines = DOCUMENT.lines();
     while let Some(line) = lines.next() {
@@ -204,6 +204,7 @@ fn encoded() -> Vec<(String, Vec<u8>)> {
     let (first, second) = whole.split_at(whole.len() / 2);
     assert_eq!(first, second, "an anchor file holds two equal copies");
     all.push(("anchor-copy".to_owned(), first.to_vec()));
+    all.extend(crate::object::sealed::examples());
     all
 }
 
@@ -270,6 +271,10 @@ fn the_document_states_our_constants() {
         ("AUTO_CHECKPOINTS_KEPT", limits::AUTO_CHECKPOINTS_KEPT as u64),
         ("VERSION", super::VERSION.into()),
         ("ANCHOR_VERSION", super::ANCHOR_VERSION.into()),
+        ("CHUNK", crate::object::sealed::CHUNK as u64),
+        ("SEALED_CHUNK", crate::object::sealed::SEALED_CHUNK as u64),
+        ("KEY_ID_BYTES_MAX", crate::object::sealed::KEY_ID_BYTES_MAX as u64),
+        ("WRAPPED_BYTES_MAX", crate::object::sealed::WRAPPED_BYTES_MAX as u64),
     ];
     for (name, value) in ours {
         let row = format!("| `{name}` | {value} |");

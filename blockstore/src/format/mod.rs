@@ -8,7 +8,7 @@ pub mod batch;
 pub mod bits;
 pub mod codec;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 pub mod live;
 pub mod manifest;
 pub mod object;

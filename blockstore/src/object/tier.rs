@@ -10,7 +10,7 @@
 
 use super::claim::{ClaimJob, Claimed};
 use super::upload::{anchored_slot, fresh_parts, Chapter, SegmentAtCut, Slots, Task, UploadJob, Verdict};
-use super::ObjectStore;
+use super::{Entropy, ObjectStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::Anchor;
 use crate::format::manifest::{Manifest, Tenure};
@@ -25,12 +25,6 @@ use crate::types::{Lsn, SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
-
-/// Random bytes; a simulator brings its own.
-pub trait Entropy: Send + Sync {
-    /// Fills `out` with bytes that nobody can guess or has had before.
-    fn fill(&self, out: &mut [u8]);
-}
 
 /// The object store of a pool.
 #[derive(Clone)]
