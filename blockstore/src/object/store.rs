@@ -1,6 +1,11 @@
 //! What the object tier asks of a store: whole puts, conditional puts, ranged gets, lists, deletes.
 
 use std::fmt;
+use std::sync::Arc;
+
+/// Largest object in bytes: a put of more is refused as `Invalid`, a get of more as `Corrupt`, which bounds what a
+/// foreign object can make us allocate.
+pub const OBJECT_BYTES_MAX: u64 = 256 << 20;
 
 /// Which bytes of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,23 +41,43 @@ pub struct ObjectEntry {
     pub modified_us: u64,
 }
 
-/// A store of immutable objects by key. Keys are relative to the store's URL and consist of ASCII
-/// letters, digits, `.`, `_`, `-` and `/`.
+/// A store of immutable objects by key. Keys are relative to the store's URL; [`check_key`](super::check_key)
+/// says which there can be. No key is a folder of another: a store may refuse `a/b` while there is an `a`.
 ///
-/// Contract: a put that returned is seen by every later get and list (strong consistency, which S3 has
-/// had since 2020); an object is never seen in part; of two conditional puts of one key at most one makes it.
-/// Implementations may repeat a request that failed, within bounds.
+/// Contract: a put that returned is durable, and seen by every later get and list (strong consistency, which S3
+/// has had since 2020); an object is never seen in part; of two conditional puts of one key at most one makes it.
+/// Implementations may repeat a request that failed, within bounds; every call ends in bounded time.
+/// `testing::store_conformance` holds every implementation to this.
 pub trait ObjectStore: Send + Sync {
     /// Stores `body` under `key`, replacing what was there.
     fn put(&self, key: &str, body: &[u8]) -> StoreResult<()>;
     /// Stores `body` under `key` if there is nothing (`If-None-Match: *`).
     fn put_if_absent(&self, key: &str, body: &[u8]) -> StoreResult<Created>;
-    /// The bytes of an object; `NotFound` when there is none.
+    /// The bytes of an object, all that `range` asks for and the object has; `NotFound` when there is none.
     fn get(&self, key: &str, range: Range) -> StoreResult<Vec<u8>>;
-    /// Up to `max` objects whose keys begin with `prefix` and come after `after`, in the order of keys' bytes.
+    /// Up to `max` objects whose keys begin with `prefix`, which need not end at a `/`, and come after `after`,
+    /// in the order of keys' bytes. What lies in the store under names that are no keys is left out.
     fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> StoreResult<Vec<ObjectEntry>>;
     /// Removes an object; removing what is not there is no error.
     fn delete(&self, key: &str) -> StoreResult<()>;
+}
+
+impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
+    fn put(&self, key: &str, body: &[u8]) -> StoreResult<()> {
+        (**self).put(key, body)
+    }
+    fn put_if_absent(&self, key: &str, body: &[u8]) -> StoreResult<Created> {
+        (**self).put_if_absent(key, body)
+    }
+    fn get(&self, key: &str, range: Range) -> StoreResult<Vec<u8>> {
+        (**self).get(key, range)
+    }
+    fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> StoreResult<Vec<ObjectEntry>> {
+        (**self).list(prefix, after, max)
+    }
+    fn delete(&self, key: &str) -> StoreResult<()> {
+        (**self).delete(key)
+    }
 }
 
 /// What a caller should do about a [`StoreError`].

@@ -7,11 +7,15 @@ mod seal;
 pub mod sequences;
 mod sim_clock;
 mod sim_disk;
+mod sim_store;
 mod sparse;
+mod store_conformance;
 
 pub use decode::decode;
 pub use reference::ReferenceDisk;
 pub use rng::Rng;
 pub use sim_clock::SimClock;
 pub use sim_disk::{Fault, SimDisk};
+pub use sim_store::{SimStore, StoreFault, StoreOp};
 pub use sparse::Sparse;
+pub use store_conformance::{one_of_many_creates, store_conformance};
