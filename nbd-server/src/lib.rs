@@ -11,6 +11,7 @@ mod exports;
 mod jobs;
 mod metrics;
 pub mod nbd;
+pub mod object;
 mod open;
 mod poll;
 mod server;
