@@ -12,6 +12,7 @@ mod jobs;
 mod keys;
 mod metrics;
 pub mod nbd;
+pub mod object;
 mod open;
 mod poll;
 mod server;

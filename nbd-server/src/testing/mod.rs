@@ -1,10 +1,13 @@
-//! Whole conversations over bytes in memory: for the fuzzer and the replay of its corpora.
+//! Whole conversations over bytes in memory, for the fuzzer and the replay of its corpora; a network that is
+//! slow or fails, for tests and measurements of object stores.
 //!
-//! Each function takes any bytes and panics when the server does something it must not do.
+//! [`handshake`] and [`transmission`] take any bytes and panic when the server does something it must not do.
 
 mod handshake;
 mod script;
+mod slow_proxy;
 mod transmission;
 
 pub use handshake::handshake;
+pub use slow_proxy::{HttpFault, SlowProxy};
 pub use transmission::transmission;
