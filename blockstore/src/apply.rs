@@ -7,9 +7,16 @@ use crate::format::record::Record;
 use crate::limits::{AUTO_CHECKPOINTS_KEPT, BLOCK_U64, TRIM_INLINE_BLOCKS};
 use crate::map::{level_for, span, MapRoot, Ref, Replaced};
 use crate::pool::{Pool, Volume};
-use crate::types::{CheckpointName, Lsn, RootId, SlotAddr, VolumeId};
+use crate::types::{CheckpointName, Durability, Lsn, RootId, SlotAddr, VolumeId};
 use std::collections::BTreeMap;
 use std::ops::Range;
+
+/// The head that a new volume begins with.
+struct NewHead {
+    map: MapRoot,
+    size: u64,
+    parent: Option<RootId>,
+}
 
 impl Pool {
     pub(crate) fn apply(&mut self, volume: VolumeId, lsn: Lsn, record: &Record, data: SlotAddr) -> Result<()> {
@@ -18,7 +25,7 @@ impl Pool {
             Record::Trim { block, count } => self.apply_trim(volume, *block..block.saturating_add(*count)),
             Record::CreateVolume { id, name, size, time_us } => {
                 let map = MapRoot { top: Ref::HOLE, level: level_for(*size) };
-                self.add_volume(*id, name, *size, *time_us, map, None, Vec::new());
+                self.add_volume(*id, name, *time_us, NewHead { map, size: *size, parent: None });
                 Ok(())
             }
             Record::DeleteVolume { id } => self.apply_delete_volume(*id),
@@ -30,6 +37,12 @@ impl Pool {
             Record::DeleteCheckpoint { name } => self.apply_delete_checkpoint(volume, *name),
             Record::Restore { name, undo, time_us } => self.apply_restore(volume, lsn, *name, *undo, *time_us),
             Record::Fork { from, id, name, time_us } => self.apply_fork(volume, *from, *id, name, *time_us),
+            Record::SetDurability { durability } => {
+                if let Some(volume) = self.volumes.get_mut(&volume) {
+                    volume.durability = *durability;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -83,16 +96,8 @@ impl Pool {
         self.roots.insert_above(id, copy)
     }
 
-    fn add_volume(
-        &mut self,
-        id: VolumeId,
-        name: &str,
-        size: u64,
-        created_us: u64,
-        map: MapRoot,
-        parent: Option<RootId>,
-        origins: Vec<VolumeId>,
-    ) {
+    fn add_volume(&mut self, id: VolumeId, name: &str, created_us: u64, new: NewHead) {
+        let NewHead { map, size, parent } = new;
         let root = Root { volume: id, map, size, parent, children: Vec::new(), kind: RootKind::Head };
         let head = self.roots.insert(root);
         let volume = Volume {
@@ -102,7 +107,8 @@ impl Pool {
             checkpoints: BTreeMap::new(),
             next_checkpoint: 1,
             next_auto: 1,
-            origins,
+            origins: Vec::new(),
+            durability: Durability::default(),
         };
         self.volumes.insert(id, volume);
         self.names.insert(name.to_owned(), id);
@@ -221,9 +227,12 @@ impl Pool {
         };
         let (map, size) = (self.roots.get(origin).map, self.roots.get(origin).size);
         self.map.retain(map.top);
-        let mut origins = self.volume(volume)?.origins.clone();
+        let (mut origins, durability) = (self.volume(volume)?.origins.clone(), self.volume(volume)?.durability);
         origins.push(volume);
-        self.add_volume(id, name, size, time_us, map, Some(origin), origins);
+        self.add_volume(id, name, time_us, NewHead { map, size, parent: Some(origin) });
+        if let Some(fork) = self.volumes.get_mut(&id) {
+            (fork.origins, fork.durability) = (origins, durability);
+        }
         Ok(())
     }
 }

@@ -53,5 +53,5 @@ pub use pool::{Pool, PoolOptions};
 pub use recovery::RecoveryReport;
 pub use scrub::ScrubReport;
 pub use stats::{PoolStats, VolumeUsage};
-pub use types::{CheckpointName, Clock, Lsn, SegmentId, VolumeId};
+pub use types::{CheckpointName, Clock, Durability, Lsn, SegmentId, VolumeId};
 pub use volume::{Extent, View};

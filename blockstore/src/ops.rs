@@ -9,7 +9,7 @@ use crate::format::record::Record;
 use crate::limits::{BLOCK_U64, COMMENT_BYTES_MAX, NAME_BYTES_MAX, VOLUMES_MAX, VOLUME_BYTES_MAX};
 use crate::log::FlushJob;
 use crate::pool::{Pool, POOL_STREAM};
-use crate::types::{CheckpointName, Lsn, RootId, VolumeId};
+use crate::types::{CheckpointName, Durability, Lsn, RootId, VolumeId};
 
 /// What is known of a volume.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct VolumeInfo {
     pub size: u64,
     /// Creation time, microseconds since 1970.
     pub created_us: u64,
+    /// What its flushes wait for.
+    pub durability: Durability,
     /// Number of checkpoints, automatic ones included.
     pub checkpoints: usize,
     /// The checkpoint the head was derived from, if it has a name: its volume's name and its own.
@@ -108,6 +110,18 @@ impl Pool {
         self.flush_job(id)
     }
 
+    /// Changes what flushes of a volume wait for. Whoever serves it keeps the promise.
+    pub fn set_durability(&mut self, id: VolumeId, durability: Durability) -> Result<FlushJob> {
+        self.volume(id)?;
+        if durability != Durability::Local && !self.has_object_tier() {
+            return Err(Error::invalid(format!(
+                "{durability} needs an object store: start the daemon with --object-store URL"
+            )));
+        }
+        self.log(id, vec![Record::SetDurability { durability }])?;
+        self.flush_job(id)
+    }
+
     /// Names the head's present state. Costs one record, whatever the volume's size.
     pub fn create_checkpoint(&mut self, id: VolumeId, comment: &str) -> Result<(CheckpointInfo, FlushJob)> {
         if comment.len() > COMMENT_BYTES_MAX {
@@ -159,6 +173,7 @@ impl Pool {
             name: volume.name.clone(),
             size: head.size,
             created_us: volume.created_us,
+            durability: volume.durability,
             checkpoints: volume.checkpoints.len(),
             parent: head.parent.and_then(|root| self.root_name(root)),
         })

@@ -18,7 +18,7 @@ use crate::limits::BLOCK;
 use crate::log::{note_failed_sync, FlushJob, Payload, Stream, WriteBack};
 use crate::map::Map;
 use crate::space::{Reserve, Segments};
-use crate::types::{CheckpointName, Clock, Lsn, RootId, SegmentId, VolumeId};
+use crate::types::{CheckpointName, Clock, Durability, Lsn, RootId, SegmentId, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -53,6 +53,8 @@ pub(crate) struct Volume {
     pub next_auto: u32,
     /// Volumes it descends from: in their logs lie blocks that it shares.
     pub origins: Vec<VolumeId>,
+    /// What a flush waits for.
+    pub durability: Durability,
 }
 
 /// A creation, deletion or fork that may not be durable yet. A flush of any volume covers it, because

@@ -220,6 +220,7 @@ impl Pool {
                 next_checkpoint: v.next_checkpoint,
                 next_auto: v.next_auto,
                 origins: v.origins,
+                durability: v.durability,
             };
             pool.volumes.insert(v.id, volume);
         }

@@ -57,6 +57,63 @@ pub trait Clock: Send + Sync {
     fn now_us(&self) -> u64;
 }
 
+/// What a flush of a volume waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The local disk.
+    #[default]
+    Local,
+    /// The local disk, and for the object store to be no further behind than this.
+    Bounded {
+        /// Milliseconds, not 0.
+        ms: u32,
+    },
+    /// The object store.
+    Remote,
+}
+
+impl Durability {
+    /// As it stands in records, anchors and manifests.
+    pub(crate) fn bits(self) -> u32 {
+        match self {
+            Self::Local => 0,
+            Self::Bounded { ms } => ms.clamp(1, u32::MAX - 1),
+            Self::Remote => u32::MAX,
+        }
+    }
+
+    /// From [`Durability::bits`].
+    pub(crate) fn of_bits(bits: u32) -> Self {
+        match bits {
+            0 => Self::Local,
+            u32::MAX => Self::Remote,
+            ms => Self::Bounded { ms },
+        }
+    }
+
+    /// Parses `local`, `remote` or `bounded=MS`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "local" => Some(Self::Local),
+            "remote" => Some(Self::Remote),
+            _ => {
+                let ms: u32 = text.strip_prefix("bounded=")?.parse().ok()?;
+                (ms > 0 && ms < u32::MAX).then_some(Self::Bounded { ms })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Bounded { ms } => write!(f, "bounded={ms}"),
+            Self::Remote => f.write_str("remote"),
+        }
+    }
+}
+
 /// A checkpoint's name within its volume: `v1`, `v2`, … or `auto-1`, `auto-2`, ….
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CheckpointName {

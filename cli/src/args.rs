@@ -111,9 +111,37 @@ pub struct ServeArgs {
     /// Form of the log
     #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
     pub log_format: LogFormat,
+    #[command(flatten)]
+    pub object: ObjectArgs,
+    /// Seconds that the object store may lag behind, for volumes whose durability is local
+    #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
+    pub lag: f64,
     /// Segments of 32 MiB prepared in advance, for fast flushes: 0 to 1024
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1024))]
     pub spares: u16,
+}
+
+/// The object store, and what its contents are encrypted with.
+#[derive(Args)]
+pub struct ObjectArgs {
+    /// Keep volumes in an object store, too: file:///FOLDER or s3://BUCKET/PREFIX (with the AWS_* environment)
+    #[arg(long, value_name = "URL", env = "CAIRN_OBJECT_STORE")]
+    pub object_store: Option<String>,
+    /// The S3 server, when it is not Amazon's (also: AWS_ENDPOINT_URL)
+    #[arg(long, value_name = "URL")]
+    pub s3_endpoint: Option<String>,
+    /// Whether the bucket goes into the path (default: with an endpoint of one's own)
+    #[arg(long, value_name = "BOOL")]
+    pub s3_path_style: Option<bool>,
+    /// Encrypt all that is put into the store, with keys wrapped by the one in this file (32 bytes, or as hex or base64)
+    #[arg(long, value_name = "FILE", env = "CAIRN_KEY_FILE", conflicts_with = "key_command")]
+    pub key_file: Option<PathBuf>,
+    /// As --key-file, with keys wrapped by a command: CMD id, CMD wrap, CMD unwrap
+    #[arg(long, value_name = "CMD", env = "CAIRN_KEY_COMMAND")]
+    pub key_command: Option<String>,
+    /// Use a store without working conditional writes: nothing then stops two daemons from writing one volume
+    #[arg(long)]
+    pub single_writer: bool,
 }
 
 /// On volumes.
@@ -150,6 +178,41 @@ pub enum VolumeVerb {
         #[arg(long)]
         shrink: bool,
         /// Disconnect clients that use the volume
+        #[arg(long)]
+        force: bool,
+    },
+    /// Change what a volume's flushes wait for
+    #[command(
+        after_help = "Examples:\n  cairn volume set disk --durability remote        a flush waits for the object store\n  cairn volume set disk --durability bounded=500   for it to be at most 500 ms behind\n  cairn volume set disk --durability local         for the local disk (default)"
+    )]
+    Set {
+        /// The volume
+        name: String,
+        /// local, remote or bounded=MILLISECONDS
+        #[arg(long, value_name = "MODE")]
+        durability: String,
+    },
+    /// Wait until everything of a volume is in the object store
+    Sync {
+        /// The volume
+        name: String,
+    },
+    /// Take a volume over from the object store: its blocks come when they are read
+    #[command(
+        after_help = "Examples:\n  cairn volume attach disk               a volume that was detached elsewhere\n  cairn volume attach disk --takeover    the host that had it is lost\n\nWith --takeover the other host, if it lives, stops serving the volume; what it has not uploaded is lost."
+    )]
+    Attach {
+        /// Its name in the object store
+        name: String,
+        /// Although another pool has it
+        #[arg(long)]
+        takeover: bool,
+    },
+    /// Let a volume go: all of it is put into the object store, and another host can attach it
+    Detach {
+        /// The volume
+        name: String,
+        /// Disconnect clients that use it
         #[arg(long)]
         force: bool,
     },
@@ -199,6 +262,9 @@ pub enum CheckpointVerb {
         /// Words to remember it by, at most 1024 bytes
         #[arg(long, default_value = "")]
         comment: String,
+        /// Return when it is there: local disk, or object store
+        #[arg(long, value_name = "WHERE", default_value = "local", value_parser = ["local", "remote"])]
+        wait: String,
     },
     /// Checkpoints of a volume, oldest first
     List {

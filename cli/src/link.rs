@@ -4,7 +4,7 @@
 use crate::client::{self, Failure, Intent, Reached, CONTROL};
 use crate::output::Progress;
 use blockstore::{Pool, RecoveryReport};
-use nbd_server::{is_read_only, random_id, PoolLock, Server, ServerOptions, Stopper};
+use nbd_server::{is_read_only, random_id, PoolLock, Server, ServerOptions, Stopper, LAG};
 use serde_json::Value;
 use std::fs;
 use std::io::{self, Read};
@@ -94,7 +94,10 @@ impl Own {
         // A log of its own would say twice what the command says.
         report.dropped.iter().for_each(|why| eprintln!("cairn: recovery dropped {why}"));
         let (folder, control) = (folder.to_owned(), Some(control.to_owned()));
-        let server = Server::new(pool, ServerOptions { folder, control, listen: Vec::new(), spares: 0, tls: None })?;
+        let server = Server::new(
+            pool,
+            ServerOptions { folder, control, listen: Vec::new(), spares: 0, tls: None, lag: LAG, counted: None },
+        )?;
         let stopper = server.stopper();
         let thread = std::thread::Builder::new().name("cairn-pool".to_owned()).spawn(move || server.run())?;
         Ok(Self { stopper, thread, _lock: lock, _aside: aside })

@@ -14,6 +14,7 @@ mod nbd;
 mod output;
 mod requests;
 mod serve;
+mod store;
 
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};

@@ -3,7 +3,7 @@
 //! Not here: the copies of whole disks (`import`, `export`), the daemon (`serve`).
 
 use crate::args::{parse_size, CheckpointVerb, Cli, Verb, VolumeVerb};
-use crate::client::{carry_out, Failure, Intent, Who};
+use crate::client::{carry_out, connect, Failure, Intent, Who, CONTROL};
 use crate::export;
 use crate::import;
 use crate::link::{ask_long, Link};
@@ -50,6 +50,17 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
             }
             return Ok(());
         }
+        Verb::Volume(VolumeVerb::Sync { name }) => {
+            return wait_for_store(&folder, &json!({"op": "volume.sync", "volume": name}), "sync", cli.json);
+        }
+        Verb::Volume(VolumeVerb::Attach { name, takeover }) => {
+            let request = json!({"op": "volume.attach", "volume": name, "takeover": takeover});
+            return wait_for_store(&folder, &request, "attach", cli.json);
+        }
+        Verb::Volume(VolumeVerb::Detach { name, force }) => {
+            let request = json!({"op": "volume.detach", "volume": name, "force": force});
+            return wait_for_store(&folder, &request, "detach", cli.json);
+        }
         Verb::Check => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
         Verb::Scrub { volume } => {
             return verify(&folder, &json!({"op": "scrub", "volume": volume}), "scrub", cli.json);
@@ -83,14 +94,19 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
             json!({"op": "volume.resize", "volume": name, "size_bytes": size, "shrink": shrink, "force": force})
         }
         VolumeVerb::Delete { name, force } => json!({"op": "volume.delete", "volume": name, "force": force}),
-        VolumeVerb::Import { .. } | VolumeVerb::Export { .. } => Value::Null,
+        VolumeVerb::Set { name, durability } => json!({"op": "volume.set", "volume": name, "durability": durability}),
+        VolumeVerb::Import { .. }
+        | VolumeVerb::Export { .. }
+        | VolumeVerb::Sync { .. }
+        | VolumeVerb::Attach { .. }
+        | VolumeVerb::Detach { .. } => Value::Null,
     })
 }
 
 fn checkpoint_request(verb: &CheckpointVerb) -> Value {
     match verb {
-        CheckpointVerb::Create { volume, comment } => {
-            json!({"op": "checkpoint.create", "volume": volume, "comment": comment})
+        CheckpointVerb::Create { volume, comment, wait } => {
+            json!({"op": "checkpoint.create", "volume": volume, "comment": comment, "wait": wait})
         }
         CheckpointVerb::List { volume, all } => json!({"op": "checkpoint.list", "volume": volume, "all": all}),
         CheckpointVerb::Get { volume, id } => json!({"op": "checkpoint.get", "volume": volume, "id": id}),
@@ -101,6 +117,20 @@ fn checkpoint_request(verb: &CheckpointVerb) -> Value {
             json!({"op": "checkpoint.diff", "volume": volume, "from": from, "to": to})
         }
     }
+}
+
+/// Carries out what takes as long as the object store takes, by the daemon.
+fn wait_for_store(folder: &Path, request: &Value, what: &'static str, as_json: bool) -> Result<(), Failure> {
+    let stream = connect(&folder.join(CONTROL))?;
+    let mut stream = stream.ok_or_else(|| {
+        let text = "no daemon runs on this pool: start cairn serve --object-store URL, which speaks with the store";
+        Failure::new("invalid", text)
+    })?;
+    let mut progress = Progress::new(what, true);
+    let answer = ask_long(&mut stream, request, &mut progress)?;
+    progress.clear();
+    print(&answer, as_json, &[]);
+    Ok(())
 }
 
 /// Verifies the accounts, or the data of one volume or all.

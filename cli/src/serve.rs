@@ -4,12 +4,16 @@ use crate::args::{parse_size, Cli, ServeArgs};
 use crate::client::Failure;
 use crate::logging;
 use blockstore::{Error, ErrorKind, PoolOptions};
-use nbd_server::{open_pool, while_in_use, Listen, Server, ServerOptions, Tls, TlsFiles};
-use std::time::Instant;
-use tracing::{debug, info, warn};
+use nbd_server::object::Connected;
+use nbd_server::{open_pool_with, while_in_use, Listen, Server, ServerOptions, Tls, TlsFiles};
+use std::time::{Duration, Instant};
+use tracing::{debug, error, info, warn};
 
 /// Bounds of the cache for map pages: with less every request would read them from the disk.
 const MAP_CACHE: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 40;
+
+/// How far the object store may lag behind: less than a round takes is no use.
+const LAGS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 fn tls(args: &ServeArgs) -> Result<Option<Tls>, Failure> {
     let (Some(cert), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else { return Ok(None) };
@@ -33,9 +37,15 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         usage(format!("--map-cache {:?} is not a size from 1M to 1T: use 256M, 1G, …", args.map_cache))
     })?;
     let options = PoolOptions { map_cache, ..PoolOptions::default() };
+    let lag = Duration::try_from_secs_f64(args.lag)
+        .ok()
+        .filter(|lag| LAGS.contains(lag))
+        .ok_or_else(|| usage(format!("--lag {} is not a number of seconds from 0.1 to 3600", args.lag)))?;
+    let connected = crate::store::connect(&args.object)?;
+    let tier = connected.as_ref().map(|connected| connected.tier.clone());
     let begin = Instant::now();
     let is_busy = |e: &Error| e.kind() == ErrorKind::Busy;
-    let (_lock, pool, report) = while_in_use(is_busy, || open_pool(&folder, true, options))?;
+    let (_lock, pool, report) = while_in_use(is_busy, || open_pool_with(&folder, true, options, tier.clone()))?;
     let time_ms = begin.elapsed().as_millis() as u64;
     let (batches, changes, bytes) = (report.batches, report.records, report.bytes);
     info!(pool = %folder.display(), time_ms, batches, changes, bytes, "the pool is open");
@@ -45,11 +55,27 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         debug!(name = v.name, size_bytes = v.size, checkpoints = v.checkpoints, "a volume");
     }
     let volumes = pool.volumes().len();
+    if let Some(Err(e)) = connected.as_ref().map(Connected::look) {
+        if volumes == 0 {
+            return Err(Failure::new("denied", format!("the object store cannot be used: {e}")));
+        }
+        error!(error = %e, "the object store cannot be used: volumes are served from here, and it is tried again");
+    }
     if listen.is_empty() {
         warn!("without --nbd only commands are served: add --nbd unix:PATH or --nbd tcp:HOST:PORT for disks");
     }
-    let server =
-        Server::new(pool, ServerOptions { folder, control: None, listen, spares: usize::from(args.spares), tls })?;
+    let server = Server::new(
+        pool,
+        ServerOptions {
+            folder,
+            control: None,
+            listen,
+            spares: usize::from(args.spares),
+            tls,
+            lag,
+            counted: connected.map(|connected| connected.raw),
+        },
+    )?;
     info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
     Ok(server.run()?)
 }

@@ -8,7 +8,10 @@
 //! Not here: what is not one step on the pool (`server::long`).
 
 use crate::exports::{head_name, resolve, split};
-use blockstore::{CheckpointInfo, CheckpointName, Error, ErrorKind, FlushJob, Pool, Result, View, VolumeId};
+use blockstore::object::{RemoteStatus, Standing};
+use blockstore::{
+    CheckpointInfo, CheckpointName, Durability, Error, ErrorKind, FlushJob, Pool, Result, View, VolumeId,
+};
 use serde_json::{json, Value};
 
 /// A command's effect: an answer, promised once the job has been run.
@@ -48,7 +51,7 @@ pub(crate) fn number(request: &Value, key: &str) -> Result<u64> {
     }
 }
 
-fn is_set(request: &Value, key: &str) -> bool {
+pub(crate) fn is_set(request: &Value, key: &str) -> bool {
     request.get(key).and_then(Value::as_bool) == Some(true)
 }
 
@@ -109,20 +112,34 @@ pub fn timestamp(us: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{:06}Z", us % 1_000_000)
 }
 
-fn describe_checkpoint(info: &CheckpointInfo) -> Value {
+fn no_object_store() -> Error {
+    invalid("the pool has no object store: start the daemon with --object-store URL")
+}
+
+/// `remote` when it would survive the loss of this host.
+fn durability(pool: &Pool, id: VolumeId, info: &CheckpointInfo) -> &'static str {
+    let there = |status: RemoteStatus| status.standing == Standing::Owned && status.watermark > info.lsn;
+    if pool.remote_status(id).is_some_and(there) {
+        "remote"
+    } else {
+        "local"
+    }
+}
+
+fn describe_checkpoint(pool: &Pool, id: VolumeId, info: &CheckpointInfo) -> Value {
     json!({
         "id": info.name.to_string(),
         "create_time": timestamp(info.time_us),
         "comment": info.comment,
         "is_auto": info.name.is_auto,
-        "durability": "local",
+        "durability": durability(pool, id, info),
         "size_bytes": info.size,
         "parent": info.parent.as_ref().map(|(volume, name)| format!("{volume}@{name}")),
     })
 }
 
 fn describe_with_space(pool: &mut Pool, id: VolumeId, name: CheckpointName) -> Result<Value> {
-    let mut out = describe_checkpoint(&pool.checkpoint_info(id, name)?);
+    let mut out = describe_checkpoint(pool, id, &pool.checkpoint_info(id, name)?);
     out["exclusive_bytes"] = json!(pool.checkpoint_exclusive(id, name)?);
     Ok(out)
 }
@@ -147,6 +164,7 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
         "name": info.name,
         "size_bytes": info.size,
         "create_time": timestamp(info.created_us),
+        "durability": info.durability.to_string(),
         "checkpoints": info.checkpoints,
         "parent": info.parent.as_ref().map(|(volume, name)| format!("{volume}@{name}")),
     });
@@ -163,7 +181,8 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
             ("exclusive_bytes", json!(usage.exclusive)),
             ("shared_bytes", json!(usage.shared)),
             ("checkpoint_exclusive_bytes", Value::Object(exclusive)),
-            ("object_bytes", json!(0)),
+            ("object_bytes", json!(pool.object_bytes(id))),
+            ("object_store", describe_standing(pool, id)),
             ("pool_local_bytes", json!(stats.stored)),
             ("pool_dead_bytes", json!(stats.dead)),
         ] {
@@ -171,6 +190,34 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
         }
     }
     Ok(out)
+}
+
+/// A volume, without its space.
+pub(crate) fn describe(pool: &mut Pool, id: VolumeId) -> Result<Value> {
+    describe_volume(pool, id, false)
+}
+
+/// How far the object store is with a volume; null without one.
+fn describe_standing(pool: &Pool, id: VolumeId) -> Value {
+    let Some(status) = pool.remote_status(id) else { return Value::Null };
+    let (state, why) = match &status.standing {
+        Standing::Unknown => ("unknown", None),
+        Standing::Owned => ("owned", None),
+        Standing::Interrupted => ("interrupted", None),
+        Standing::Refused(why) => ("refused", Some(why)),
+        Standing::Fenced(why) => ("fenced", Some(why)),
+    };
+    let behind = status.changed > status.watermark;
+    let lag_us = if behind { crate::open::now_us().saturating_sub(status.time_us) } else { 0 };
+    json!({
+        "state": state,
+        "why": why,
+        "watermark": status.watermark.0,
+        "changed": status.changed.0,
+        "lag_seconds": if status.time_us == 0 { Value::Null } else { json!(lag_us as f64 / 1e6) },
+        "manifest": status.manifest,
+        "epoch": status.epoch,
+    })
 }
 
 /// What a command takes away from the clients that use it.
@@ -189,6 +236,11 @@ enum Part {
 }
 
 impl Taken {
+    /// All of a volume.
+    pub fn all_of(volume: VolumeId) -> Self {
+        Self { volume, part: Part::All }
+    }
+
     /// Whether a client of `view` loses it.
     pub fn holds(&self, view: &View) -> bool {
         let part = match self.part {
@@ -260,6 +312,18 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             let job = pool.resize_volume(id, new_size(pool, id, request)?)?;
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
+        "volume.set" => {
+            let id = volume(pool, request)?;
+            let mode = text(request, "durability")?;
+            let durability = Durability::parse(mode).ok_or_else(|| {
+                invalid(format!("{mode:?} is not a durability: use local, remote, or bounded=MILLISECONDS"))
+            })?;
+            let job = pool.set_durability(id, durability)?;
+            Ok(Outcome::after(describe_volume(pool, id, false)?, job))
+        }
+        "volume.attach" | "volume.detach" | "volume.sync" => {
+            Err(invalid("this needs a daemon with an object store on the pool: start cairn serve --object-store URL"))
+        }
         "volume.delete" => {
             let id = volume(pool, request)?;
             let job = pool.delete_volume(id)?;
@@ -268,13 +332,22 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
         "checkpoint.create" => {
             let comment = request.get("comment").and_then(Value::as_str).unwrap_or_default();
             let id = volume(pool, request)?;
+            let remote = request.get("wait").and_then(Value::as_str) == Some("remote");
+            if remote && !pool.has_object_tier() {
+                return Err(no_object_store());
+            }
             let (info, job) = pool.create_checkpoint(id, comment)?;
-            Ok(Outcome::after(describe_checkpoint(&info), job))
+            let mut answer = describe_checkpoint(pool, id, &info);
+            if remote {
+                answer["durability"] = json!("remote");
+            }
+            Ok(Outcome::after(answer, job))
         }
         "checkpoint.list" => {
-            let all = pool.checkpoints(volume(pool, request)?)?;
+            let id = volume(pool, request)?;
+            let all = pool.checkpoints(id)?;
             let with_auto = is_set(request, "all");
-            let shown = all.iter().filter(|c| with_auto || !c.name.is_auto).map(describe_checkpoint);
+            let shown = all.iter().filter(|c| with_auto || !c.name.is_auto).map(|c| describe_checkpoint(pool, id, c));
             Ok(Outcome::now(shown.collect()))
         }
         "checkpoint.get" => {
@@ -302,11 +375,13 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
         "stats" => {
-            let s = pool.stats();
+            let (s, sent) = (pool.stats(), pool.sent());
             Ok(Outcome::now(json!({
                 "live_bytes": s.live, "stored_bytes": s.stored, "dead_bytes": s.dead, "segments": s.segments,
                 "map_cache_bytes": s.map_cache, "changed_nodes": s.changed_nodes, "deleted_states": s.reaping,
                 "unanchored_log_bytes": s.unanchored, "next_lsn": s.next_lsn,
+                "unsent_bytes": pool.unsent_bytes(), "sent_objects": sent.objects, "sent_bytes": sent.bytes,
+                "sent_block_bytes": sent.block_bytes, "sent_manifests": sent.manifests,
             })))
         }
         "metrics" => Err(invalid(
@@ -360,6 +435,9 @@ pub fn error_json(error: &Error) -> Value {
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::NoSpace => "no_space",
         ErrorKind::Closed => "closed",
+        ErrorKind::Unavailable | ErrorKind::Absent => "unavailable",
+        ErrorKind::Denied => "denied",
+        ErrorKind::Fenced => "fenced",
         _ => "io",
     };
     json!({"error": {"kind": kind, "message": short(&error.to_string())}})

@@ -3,12 +3,18 @@
 
 use crate::poll;
 use blockstore::disk::{Disk, File};
-use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId, WriteBack};
+use blockstore::object::{AttachJob, TierJob, UploadJob};
+use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, Error, ErrorKind, FlushJob, SegmentId, WriteBack};
 use serde_json::Value;
 use std::io;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::thread;
+
+/// Stack of a worker.
+const STACK_BYTES: usize = 512 << 10;
+/// Objects that are put at the same time: each is up to 32 MiB in memory, and what it is compressed to.
+const PUTS_AT_ONCE: usize = 4;
 
 /// Work.
 pub enum Job {
@@ -24,6 +30,10 @@ pub enum Job {
     WriteBack(WriteBack),
     /// Prepare a segment; at once, or when there is time.
     Spare(SegmentId, Arc<dyn Disk>, Urgency),
+    /// Upload, or look something up in the object store.
+    Tier(TierJob),
+    /// Take a volume over from the object store, for this connection.
+    Attach(u64, Box<AttachJob>),
 }
 
 /// Whether clients need what a job brings.
@@ -47,6 +57,10 @@ pub enum Done {
     Clean(CleanJob, blockstore::Result<Cleaned>),
     /// A segment was prepared.
     Spare(SegmentId, io::Result<Arc<dyn File>>),
+    /// Work with the object store is over.
+    Tier(TierJob, blockstore::Result<()>),
+    /// A volume was claimed, or not.
+    Attach(u64, Box<AttachJob>, blockstore::Result<()>),
     /// An audit goes on: a line for its caller.
     AuditProgress(u64, Value),
     /// An audit is over.
@@ -60,6 +74,8 @@ pub struct Workers {
     background: Sender<Job>,
     patient: Sender<Job>,
     write_back: Sender<Job>,
+    /// With an object store: rounds, and what must not wait for one.
+    upload: Option<(Sender<Job>, Sender<Job>)>,
     report: Sender<Done>,
     wake: Arc<dyn Fn() + Send + Sync>,
     /// Finished work.
@@ -71,34 +87,25 @@ impl Workers {
     pub fn start(wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
         let (report, done) = channel();
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
-        let start = |name: &str, nice: bool| -> io::Result<Sender<Job>> {
-            let (send, receive) = channel::<Job>();
-            let (report, wake) = (report.clone(), wake.clone());
-            thread::Builder::new().name(name.to_owned()).stack_size(256 << 10).spawn(move || {
-                if nice {
-                    poll::yield_to_others();
-                }
-                for job in receive {
-                    if let Some(done) = run(job) {
-                        if report.send(done).is_err() {
-                            return;
-                        }
-                        wake();
-                    }
-                }
-            })?;
-            Ok(send)
-        };
+        let start = |name: &str, nice: bool| start(name, nice, &report, &wake);
         Ok(Self {
             sync: start("cairn-sync", false)?,
             settle: start("cairn-settle", false)?,
             background: start("cairn-clean", false)?,
             patient: start("cairn-patient", true)?,
             write_back: start("cairn-writeback", false)?,
+            upload: None,
             report: report.clone(),
             wake: wake.clone(),
             done,
         })
+    }
+
+    /// Starts the threads that speak with the object store.
+    pub fn start_uploads(&mut self) -> io::Result<()> {
+        let start = |name: &str, nice: bool| start(name, nice, &self.report, &self.wake);
+        self.upload = Some((start("cairn-upload", true)?, start("cairn-claim", false)?));
+        Ok(())
     }
 
     /// Tells the pool's thread of work that is done elsewhere.
@@ -118,12 +125,38 @@ impl Workers {
             Job::Flush(_) => &self.sync,
             Job::Settle(_) => &self.settle,
             Job::WriteBack(..) => &self.write_back,
+            Job::Tier(_) | Job::Attach(..) => match (&self.upload, &job) {
+                (Some((rounds, _)), Job::Tier(_)) => rounds,
+                (Some((_, claims)), _) => claims,
+                // Nobody asks for this without an object store.
+                (None, _) => &self.background,
+            },
             Job::Clean(_, Urgency::Whenever) | Job::Spare(_, _, Urgency::Whenever) => &self.patient,
             _ => &self.background,
         };
         // The threads end only with the process.
         let _ = to.send(job);
     }
+}
+
+/// Starts a thread that takes jobs.
+fn start(name: &str, nice: bool, report: &Sender<Done>, wake: &Arc<dyn Fn() + Send + Sync>) -> io::Result<Sender<Job>> {
+    let (send, receive) = channel::<Job>();
+    let (report, wake) = (report.clone(), wake.clone());
+    thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
+        if nice {
+            poll::yield_to_others();
+        }
+        for job in receive {
+            if let Some(done) = run(job) {
+                if report.send(done).is_err() {
+                    return;
+                }
+                wake();
+            }
+        }
+    })?;
+    Ok(send)
 }
 
 fn run(job: Job) -> Option<Done> {
@@ -149,5 +182,36 @@ fn run(job: Job) -> Option<Done> {
             None
         }
         Job::Spare(id, disk, _) => Some(Done::Spare(id, prepare_segment(&disk, id))),
+        Job::Tier(job) => {
+            let outcome = match &job {
+                TierJob::Claim(job) => job.run(),
+                TierJob::Upload(job) => upload(job),
+            };
+            Some(Done::Tier(job, outcome))
+        }
+        Job::Attach(token, job) => {
+            let outcome = job.run();
+            Some(Done::Attach(token, job, outcome))
+        }
     }
+}
+
+/// One round, with several puts at a time.
+fn upload(job: &UploadJob) -> blockstore::Result<()> {
+    job.prepare()?;
+    let puts = || {
+        while job.put_next()? {}
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..PUTS_AT_ONCE.min(job.objects())).map(|_| scope.spawn(puts)).collect();
+        let own = puts();
+        let joined = others.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(panicked())));
+        joined.fold(own, |outcome, next| outcome.and(next))
+    })?;
+    job.commit()
+}
+
+fn panicked() -> Error {
+    Error::new(ErrorKind::Closed, "a thread that uploads has failed")
 }

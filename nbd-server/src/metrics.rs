@@ -3,6 +3,18 @@
 use blockstore::PoolStats;
 use std::fmt::Write;
 
+/// Appends what a figure is.
+pub fn describe(out: &mut String, name: &str, help: &str) {
+    let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// Appends a figure.
+pub fn figure(out: &mut String, name: &str, help: &str, value: u64) {
+    describe(out, name, help);
+    let _ = writeln!(out, "{name} {value}");
+}
+
 /// What the daemon counts.
 #[derive(Default)]
 pub struct Metrics {
@@ -51,8 +63,7 @@ impl Metrics {
             ("cairn_unanchored_log_bytes", "Log bytes that an opening would replay.", pool.unanchored),
             ("cairn_deleted_states", "Deleted states whose blocks are being given back.", pool.reaping),
         ] {
-            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+            figure(&mut out, name, help, value);
         }
         out
     }

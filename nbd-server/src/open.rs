@@ -5,6 +5,7 @@
 //!     and a command without a daemon each hold it for a moment during which nobody answers.
 
 use blockstore::disk::{Disk, OsDisk, Overlay};
+use blockstore::object::ObjectTier;
 use blockstore::{Clock, Error, ErrorKind, Pool, PoolOptions, RecoveryReport, Result};
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -29,6 +30,11 @@ impl Clock for SystemClock {
     fn now_us(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
     }
+}
+
+/// The machine's time, microseconds since 1970.
+pub(crate) fn now_us() -> u64 {
+    SystemClock.now_us()
 }
 
 /// Held as long as a process uses a pool.
@@ -87,6 +93,19 @@ pub fn random_id() -> io::Result<[u8; 16]> {
 /// # Errors
 /// Why it cannot, with the folder's name and what to do.
 pub fn open_pool(folder: &Path, create: bool, options: PoolOptions) -> Result<(PoolLock, Pool, RecoveryReport)> {
+    open_pool_with(folder, create, options, None)
+}
+
+/// As [`open_pool`], for a pool whose volumes have a home in an object store.
+///
+/// # Errors
+/// As [`open_pool`]; and when a part of the pool is in the store, which does not answer.
+pub fn open_pool_with(
+    folder: &Path,
+    create: bool,
+    options: PoolOptions,
+    tier: Option<ObjectTier>,
+) -> Result<(PoolLock, Pool, RecoveryReport)> {
     let shown = folder.display();
     if folder.exists() && !folder.is_dir() {
         return Err(Error::new(ErrorKind::Invalid, format!("{shown} is a file: a pool is a folder")));
@@ -115,7 +134,7 @@ pub fn open_pool(folder: &Path, create: bool, options: PoolOptions) -> Result<(P
     if create && !Pool::exists(&disk)? {
         make_pool(folder, &disk)?;
     }
-    let (pool, report) = recover(folder, disk, options)?;
+    let (pool, report) = recover(folder, disk, options, tier)?;
     Ok((lock, pool, report))
 }
 
@@ -141,7 +160,7 @@ pub fn open_to_look(folder: &Path, options: PoolOptions) -> Result<(PoolLock, Po
         Err(_) => PoolLock { _file: None },
     };
     let disk: Arc<dyn Disk> = Arc::new(Overlay::over(Arc::new(OsDisk::read_only(folder))));
-    let (pool, report) = recover(folder, disk, options)?;
+    let (pool, report) = recover(folder, disk, options, None)?;
     Ok((lock, pool, report))
 }
 
@@ -154,12 +173,17 @@ fn no_pool(folder: &Path) -> Error {
     Error::new(ErrorKind::NotFound, text)
 }
 
-fn recover(folder: &Path, disk: Arc<dyn Disk>, options: PoolOptions) -> Result<(Pool, RecoveryReport)> {
+fn recover(
+    folder: &Path,
+    disk: Arc<dyn Disk>,
+    options: PoolOptions,
+    tier: Option<ObjectTier>,
+) -> Result<(Pool, RecoveryReport)> {
     if !Pool::exists(&disk)? {
         return Err(no_pool(folder));
     }
     let shown = folder.display();
-    Pool::open(disk, Arc::new(SystemClock), options).map_err(|e| match e.kind() {
+    Pool::open_with(disk, Arc::new(SystemClock), options, tier).map_err(|e| match e.kind() {
         ErrorKind::Corrupt => {
             let text = format!("the pool {shown} cannot be opened: {e}: put the file back from a backup of the pool");
             Error::new(ErrorKind::Corrupt, text)

@@ -10,7 +10,7 @@ use super::ANCHOR_VERSION;
 use crate::error::{Error, Result};
 use crate::limits::SEGMENT_SLOTS;
 use crate::map::Ref;
-use crate::types::{CheckpointName, Lsn, RootId, SegmentId, VolumeId};
+use crate::types::{CheckpointName, Durability, Lsn, RootId, SegmentId, VolumeId};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"CAIRNAN\n";
@@ -38,6 +38,7 @@ pub struct VolumeEntry {
     pub next_checkpoint: u32,
     pub next_auto: u32,
     pub origins: Vec<VolumeId>,
+    pub durability: Durability,
 }
 
 /// A stream's end in an anchor.
@@ -148,6 +149,7 @@ impl Anchor {
             out.put_u32(v.next_auto);
             out.put_u32(v.origins.len() as u32);
             v.origins.iter().for_each(|origin| out.put_u64(origin.0));
+            out.put_u32(v.durability.bits());
         }
         out.put_u32(self.streams.len() as u32);
         for s in &self.streams {
@@ -242,6 +244,7 @@ impl Anchor {
                 next_checkpoint: r.u32()?,
                 next_auto: r.u32()?,
                 origins: if version < KNOWS_ORIGINS { Vec::new() } else { origins(r)? },
+                durability: Durability::of_bits(if version < KNOWS_ORIGINS { 0 } else { r.u32()? }),
             });
         }
         for _ in 0..r.u32()? {

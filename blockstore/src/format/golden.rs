@@ -12,7 +12,7 @@ use super::segment::{
 use super::superblock::Superblock;
 use crate::limits;
 use crate::map::Ref;
-use crate::types::{CheckpointName, Lsn, RootId, SegmentId, SlotAddr, VolumeId};
+use crate::types::{CheckpointName, Durability, Lsn, RootId, SegmentId, SlotAddr, VolumeId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -166,6 +166,7 @@ fn anchor() -> Anchor {
             next_checkpoint: 4,
             next_auto: 2,
             origins: vec![VolumeId(4), VolumeId(8)],
+            durability: Durability::Bounded { ms: 500 },
         }],
         streams: vec![
             StreamEntry { volume: VolumeId(0), sequence: 1, open: None, previous_crc: 0x0102_0304 },
@@ -308,13 +309,14 @@ fn an_anchor_says_which_version_it_needs() {
     // Before version 3 an anchor did not say what its volumes descend from.
     let mut old = anchor();
     old.volumes[0].origins.clear();
+    old.volumes[0].durability = Durability::Local;
     let of_version = |version: u8| {
         let mut copy = if version < 3 { old.encode() } else { anchor().encode() };
         copy.truncate(copy.len() / 2);
         if version < 3 {
             let counters = [4, 0, 0, 0, 2, 0, 0, 0];
             let at = copy.windows(8).position(|bytes| bytes == counters).unwrap() + 8;
-            copy.drain(at..at + 4);
+            copy.drain(at..at + 8);
             let body = copy.len() as u64 - 24;
             copy[16..24].copy_from_slice(&body.to_le_bytes());
         }

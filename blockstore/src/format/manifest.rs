@@ -18,7 +18,7 @@ use super::object::{ObjectId, OBJECT_VERSION};
 use super::segment::SegmentKind;
 use crate::error::{Error, Result};
 use crate::limits::{MANIFEST_BYTES_MAX, SEGMENT_SLOTS};
-use crate::types::{Lsn, RootId, SegmentId, VolumeId};
+use crate::types::{Durability, Lsn, RootId, SegmentId, VolumeId};
 use std::collections::{BTreeMap, HashMap};
 
 const MAGIC: &[u8; 8] = b"CAIRNMF\n";
@@ -116,6 +116,8 @@ pub struct Manifest {
     pub next_checkpoint: u32,
     /// Number of the next automatic one.
     pub next_auto: u32,
+    /// What its flushes wait for.
+    pub durability: Durability,
     /// Head, checkpoints and ghosts; a parent that is not among them is left out.
     pub roots: Vec<RootEntry>,
     /// Taken over from elsewhere, by first segment.
@@ -183,6 +185,7 @@ impl Manifest {
         out.put_u64(self.head.0);
         out.put_u32(self.next_checkpoint);
         out.put_u32(self.next_auto);
+        out.put_u32(self.durability.bits());
         out.put_u32(self.roots.len() as u32);
         self.roots.iter().for_each(|root| put_root(&mut out, root));
         out.put_u32(self.origins.len() as u32);
@@ -287,6 +290,7 @@ impl Manifest {
             head: RootId(r.u64()?),
             next_checkpoint: r.u32()?,
             next_auto: r.u32()?,
+            durability: Durability::of_bits(r.u32()?),
             roots: Vec::new(),
             origins: Vec::new(),
             objects: BTreeMap::new(),
@@ -375,6 +379,7 @@ mod tests {
             head: RootId(4),
             next_checkpoint: 1,
             next_auto: 1,
+            durability: Durability::Local,
             roots: vec![root],
             origins: vec![Origin { first: SegmentId(5), last: SegmentId(9), shift: 4 }],
             objects: [(object, info)].into(),

@@ -2,7 +2,7 @@
 
 use super::codec::{Append, Reader};
 use crate::error::{Error, Result};
-use crate::types::{CheckpointName, VolumeId};
+use crate::types::{CheckpointName, Durability, VolumeId};
 
 /// One change. The order of records is the order of changes; applying them in that order to the
 /// state of an anchor gives the state of the pool, while running and after a crash alike.
@@ -26,6 +26,8 @@ pub enum Record {
     Restore { name: CheckpointName, undo: CheckpointName, time_us: u64 },
     /// A new volume starts as this volume's head, or as one of its checkpoints.
     Fork { from: Option<CheckpointName>, id: VolumeId, name: String, time_us: u64 },
+    /// What a flush of the volume waits for changes.
+    SetDurability { durability: Durability },
 }
 
 fn put_checkpoint(out: &mut Vec<u8>, name: CheckpointName) {
@@ -103,6 +105,10 @@ impl Record {
                 out.put_text(name);
                 out.put_u64(*time_us);
             }
+            Record::SetDurability { durability } => {
+                out.put_u8(10);
+                out.put_u32(durability.bits());
+            }
         }
     }
 
@@ -123,6 +129,7 @@ impl Record {
                 let id = VolumeId(r.u64()?);
                 Record::Fork { from: has_from.then_some(from), id, name: r.text()?, time_us: r.u64()? }
             }
+            10 => Record::SetDurability { durability: Durability::of_bits(r.u32()?) },
             other => return Err(Error::corrupt(format!("record kind {other} is unknown"))),
         })
     }

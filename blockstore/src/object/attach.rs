@@ -152,6 +152,7 @@ impl Pool {
             next_checkpoint: manifest.next_checkpoint,
             next_auto: manifest.next_auto,
             origins: Vec::new(),
+            durability: manifest.durability,
         };
         for (root, entry) in self.roots.iter().filter(|(_, root)| root.volume == id) {
             if let RootKind::Checkpoint { name, .. } = &entry.kind {

@@ -191,6 +191,23 @@ impl Pool {
         })
     }
 
+    /// Bytes of the objects that a volume's newest manifest names. Volumes may share some.
+    pub fn object_bytes(&self, id: VolumeId) -> u64 {
+        let last = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)?.last.clone());
+        last.map_or(0, |last| last.objects.values().map(|info| info.len).sum())
+    }
+
+    /// Whether the last manifest of a volume that is no longer here has still to be put.
+    pub fn is_letting_go(&self, id: VolumeId) -> bool {
+        self.tier.as_ref().is_some_and(|tier| tier.farewells.contains_key(&id))
+    }
+
+    /// Whether a volume was taken over so lately that there is no manifest of our own: it could be lost again.
+    pub(crate) fn is_arriving(&self, id: VolumeId) -> bool {
+        let last = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)?.last.as_ref());
+        last.is_some_and(|last| last.maker != self.pool_id)
+    }
+
     /// What has been sent so far.
     pub fn sent(&self) -> Sent {
         self.tier.as_ref().map_or_else(Sent::default, |tier| tier.sent)

@@ -194,6 +194,7 @@ impl UploadJob {
             head: entry.head,
             next_checkpoint: entry.next_checkpoint,
             next_auto: entry.next_auto,
+            durability: entry.durability,
             roots: roots_of(&self.anchor, chapter.volume),
             origins: Vec::new(),
             objects: BTreeMap::new(),

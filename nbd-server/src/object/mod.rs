@@ -11,12 +11,14 @@
 //!
 //! Not here: what is kept in a store (`blockstore::object`).
 
+mod connect;
 mod file;
 mod metered;
 mod probe;
 #[cfg(feature = "s3")]
 mod s3;
 
+pub use connect::{ConnectOptions, Connected, Counted};
 pub use file::FileStore;
 pub use metered::Metered;
 pub use probe::probe;

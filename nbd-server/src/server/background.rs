@@ -24,6 +24,7 @@ impl Server {
             self.poison_told = true;
             error!(reason = why, "the pool accepts no more changes: restart the daemon to recover it");
         }
+        self.tend_tier();
         let audit = self.begin_audit();
         let short = self.is_short_of_space();
         let idle = short || self.last_activity.elapsed() > IDLE;
@@ -105,7 +106,9 @@ impl Server {
                     }
                     self.pool.keep_reserve();
                 }
-                Done::AuditProgress(token, line) => self.audit_progress(token, &line),
+                Done::AuditProgress(token, line) => self.progress(token, &line),
+                Done::Tier(job, outcome) => self.tier_done(job, outcome),
+                Done::Attach(token, job, outcome) => self.attach_done(token, *job, outcome),
                 Done::Audited(token, outcome) => self.audited(token, outcome),
                 Done::Clean(job, outcome) => {
                     self.metrics.cleaned += 1;

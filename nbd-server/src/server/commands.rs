@@ -42,7 +42,7 @@ impl Server {
                 self.say(token, &json!({"error": {"kind": "invalid", "message": "the command is not JSON"}}));
                 continue;
             };
-            if !self.long_command(token, &request) {
+            if !self.long_command(token, &request) && !self.tier_command(token, &request) {
                 self.command(token, &request);
             }
         }
@@ -50,7 +50,8 @@ impl Server {
 
     fn command(&mut self, token: u64, request: &Value) {
         if request.get("op").and_then(Value::as_str) == Some("metrics") {
-            let page = self.metrics.render(&self.pool.stats(), self.conns.len(), self.pool.poisoned().is_some());
+            let mut page = self.metrics.render(&self.pool.stats(), self.conns.len(), self.pool.poisoned().is_some());
+            self.render_tier(&mut page);
             return self.say(token, &Value::String(page));
         }
         let taken = match control::takes_away(&self.pool, request) {
@@ -77,7 +78,9 @@ impl Server {
                 if let Some(conn) = self.conns.get_mut(&token) {
                     conn.waiting += 1;
                 }
-                self.wait_for_sync(job.volume, Waiter::Control(token, answer));
+                let remote = request.get("wait").and_then(Value::as_str) == Some("remote");
+                let waiter = if remote { Waiter::Remote(token, answer) } else { Waiter::Control(token, answer) };
+                self.wait_for_sync(job.volume, waiter);
                 self.start_sync(job.volume);
             }
         }
@@ -85,7 +88,7 @@ impl Server {
 
     /// Disconnects a client whose export is taken away. What it has asked for and not been answered is refused,
     /// as far as it takes the refusals at once.
-    fn dismiss(&mut self, token: u64) {
+    pub(super) fn dismiss(&mut self, token: u64) {
         let waits = self.take_waits(token);
         if let Some(conn) = self.conns.get_mut(&token) {
             // Requests may lie in the socket; whether there are any does not matter.
@@ -102,13 +105,13 @@ impl Server {
     }
 
     /// Clients that use what a command takes away.
-    fn users(&self, taken: &Taken) -> Vec<u64> {
+    pub(super) fn users(&self, taken: &Taken) -> Vec<u64> {
         let uses = |conn: &Conn| matches!(&conn.role, Role::Session(session) if taken.holds(&session.view));
         self.conns.iter().filter(|(_, conn)| uses(conn)).map(|(token, _)| *token).collect()
     }
 
     /// What these clients have open, with how many have it.
-    fn exports(&self, users: &[u64]) -> String {
+    pub(super) fn exports(&self, users: &[u64]) -> String {
         let mut open: BTreeMap<&str, usize> = BTreeMap::new();
         for user in users {
             if let Some(Conn { role: Role::Session(session), .. }) = self.conns.get(user) {

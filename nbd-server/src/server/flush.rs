@@ -16,6 +16,8 @@ use std::io;
 pub(super) enum Waiter {
     Nbd(u64, Wait),
     Control(u64, Value),
+    /// A command that asked for its change to be in the object store.
+    Remote(u64, Value),
 }
 
 #[derive(Default)]
@@ -31,11 +33,11 @@ impl Server {
         let Some(entry) = self.syncing.get_mut(&job.volume) else { return };
         entry.running = false;
         let waiters = std::mem::take(&mut entry.now);
-        self.answer(waiters, failure.as_deref());
+        self.durable_here(job.volume, waiters, failure.as_deref());
         self.start_sync(job.volume);
     }
 
-    fn answer(&mut self, waiters: Vec<Waiter>, failure: Option<&str>) {
+    pub(super) fn answer(&mut self, waiters: Vec<Waiter>, failure: Option<&str>) {
         let mut touched = Vec::new();
         for waiter in waiters {
             match waiter {
@@ -46,7 +48,7 @@ impl Server {
                         touched.push(token);
                     }
                 }
-                Waiter::Control(token, answer) => {
+                Waiter::Control(token, answer) | Waiter::Remote(token, answer) => {
                     let answer = failure.map_or(answer, |why| json!({"error": {"kind": "io", "message": why}}));
                     self.say(token, &answer);
                     if let Some(conn) = self.conns.get_mut(&token) {
@@ -73,6 +75,9 @@ impl Server {
                 _ => true,
             });
         }
+        if let Some(tier) = &mut self.tier {
+            tier.take_waits(token, &mut taken);
+        }
         taken
     }
 
@@ -95,7 +100,7 @@ impl Server {
             Ok(job) if job.is_empty() => {
                 let waiters = std::mem::take(&mut entry.next);
                 self.syncing.remove(&volume);
-                self.answer(waiters, None);
+                self.durable_here(volume, waiters, None);
             }
             Ok(job) if alone => {
                 // Nobody else is there to be delayed: two thread switches are saved.
@@ -103,7 +108,7 @@ impl Server {
                 self.syncing.remove(&volume);
                 let outcome = job.run();
                 let failure = self.pool.flushed(&job, outcome).err().map(|e| e.to_string());
-                self.answer(waiters, failure.as_deref());
+                self.durable_here(volume, waiters, failure.as_deref());
             }
             Ok(job) => {
                 entry.now = std::mem::take(&mut entry.next);

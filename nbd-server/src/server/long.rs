@@ -135,7 +135,8 @@ impl Server {
         false
     }
 
-    pub(super) fn audit_progress(&mut self, token: u64, line: &Value) {
+    /// A line for somebody who waits.
+    pub(super) fn progress(&mut self, token: u64, line: &Value) {
         // Whoever does not read is not told again.
         if self.conns.get(&token).is_some_and(|conn| conn.out.is_empty()) {
             self.say(token, line);

@@ -15,11 +15,13 @@ mod conn;
 mod flush;
 mod listen;
 mod long;
+mod tier;
 mod turns;
 
 use crate::audits::AuditCall;
 use crate::jobs::Workers;
 use crate::metrics::Metrics;
+use crate::object::Counted;
 use crate::poll::{self, Poll};
 use crate::tls::Tls;
 use accept::{CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
@@ -51,7 +53,14 @@ pub struct ServerOptions {
     pub spares: usize,
     /// Required of every TCP client when given.
     pub tls: Option<Tls>,
+    /// How far the object store of the pool, if it has one, may lag behind.
+    pub lag: Duration,
+    /// What counts the requests to it.
+    pub counted: Option<Counted>,
 }
+
+/// How far the object store lags behind unless told otherwise.
+pub const LAG: Duration = Duration::from_secs(2);
 
 /// How long the loop asks for more work before it sleeps: a sleeping thread costs tens of
 /// microseconds to wake, which is most of a small request's time.
@@ -99,6 +108,8 @@ pub struct Server {
     tls: Option<Tls>,
     spare_pending: bool,
     audit: Option<AuditCall>,
+    tier: Option<tier::Tier>,
+    counted: Option<Counted>,
     poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
@@ -115,7 +126,7 @@ impl Server {
         let signals = poll::signal_fd()?;
         let wake = poll::event_fd()?;
         let wake_fd = wake.as_raw_fd();
-        let workers = Workers::start(move || poll::signal_event(wake_fd))?;
+        let mut workers = Workers::start(move || poll::signal_event(wake_fd))?;
         let stop = Stopper(Arc::new((AtomicBool::new(false), wake.try_clone()?)));
         let poll = Poll::new()?;
         poll.add(signals.as_raw_fd(), TOKEN_SIGNAL, poll::READ)?;
@@ -137,7 +148,13 @@ impl Server {
             listeners.push(listener);
         }
         let next_token = TOKEN_LISTEN + listeners.len() as u64;
+        let tier = pool.has_object_tier().then(|| tier::Tier::new(options.lag));
+        if tier.is_some() {
+            workers.start_uploads()?;
+        }
         Ok(Self {
+            tier,
+            counted: options.counted,
             pool,
             disk: Arc::new(OsDisk::new(&options.folder)),
             poll,

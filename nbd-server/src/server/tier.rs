@@ -1,0 +1,417 @@
+//! The object store's side of the daemon: rounds of uploading, and who waits for them.
+//!
+//! Invariants
+//!   * one piece of work runs at a time; what it failed at is tried again, ever more slowly, and told in the log once;
+//!   * a waiter is answered when the watermark has passed what it waits for, or when its volume can no longer be
+//!     uploaded;
+//!   * clients are let in to a volume that is being attached only when a manifest of our own is there (the pool
+//!     refuses them before), and a volume is let go only when all of it is in the store.
+
+use super::flush::Waiter;
+use super::Server;
+use crate::control::{self, error_json, text, Taken};
+use crate::jobs::Job;
+use crate::metrics;
+use crate::session::Wait as NbdWait;
+use blockstore::object::{AttachJob, Standing, TierJob};
+use blockstore::{Durability, Error, ErrorKind, Lsn, Pool, Result, VolumeId};
+use serde_json::{json, Value};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+use tracing::{error, info, warn};
+
+/// Bytes written since the last round began that are worth another one at once.
+const ROUND_BYTES: u64 = 64 << 20;
+/// Between tries after the store has failed: doubled each time.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Between lines of progress for somebody who waits.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// Somebody who waits for the object store.
+struct Wait {
+    volume: VolumeId,
+    /// Everything before this has to be there.
+    upto: Lsn,
+    then: Then,
+}
+
+enum Then {
+    /// Answer a request whose changes are durable here.
+    Answer(Waiter),
+    /// Answer a command.
+    Say(u64, Value),
+    /// Let go of the volume of this name.
+    Detach(u64, String),
+    /// The last manifest of a volume that was let go is there.
+    Gone(u64, String),
+}
+
+/// The daemon's work for its object store.
+pub(super) struct Tier {
+    /// Between the beginnings of two rounds: half the lag that is allowed.
+    every: Duration,
+    busy: bool,
+    began: Instant,
+    written_then: u64,
+    failures: u32,
+    not_before: Instant,
+    /// Why the store failed last, until it works again.
+    failing: Option<String>,
+    waits: Vec<Wait>,
+    told: Instant,
+    /// When flushes of each volume found it at which number, for volumes that may lag behind by a bounded time.
+    reached: BTreeMap<VolumeId, VecDeque<(Instant, Lsn)>>,
+    fenced: Vec<VolumeId>,
+}
+
+impl Tier {
+    pub(super) fn new(lag: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            every: lag / 2,
+            busy: false,
+            began: now,
+            written_then: 0,
+            failures: 0,
+            not_before: now,
+            failing: None,
+            waits: Vec::new(),
+            told: now,
+            reached: BTreeMap::new(),
+            fenced: Vec::new(),
+        }
+    }
+
+    /// What of a client waits here: nobody else will answer it.
+    pub(super) fn take_waits(&mut self, token: u64, taken: &mut Vec<NbdWait>) {
+        self.waits.retain(|wait| match &wait.then {
+            Then::Answer(Waiter::Nbd(of, nbd)) if *of == token => {
+                taken.push(*nbd);
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// Why the store fails, if it does.
+    pub(super) fn failing(&self) -> Option<&str> {
+        self.failing.as_deref()
+    }
+
+    /// The number that has to be in the store before a flush of a volume is answered that now stands at `changed`.
+    fn bound(&mut self, volume: VolumeId, changed: Lsn, durability: Durability) -> Option<Lsn> {
+        let ms = match durability {
+            Durability::Local => return None,
+            Durability::Remote => return Some(changed),
+            Durability::Bounded { ms } => ms,
+        };
+        let now = Instant::now();
+        let reached = self.reached.entry(volume).or_default();
+        if reached.back().is_none_or(|(_, lsn)| *lsn < changed) {
+            reached.push_back((now, changed));
+        }
+        let mut due = None;
+        while reached.front().is_some_and(|(at, _)| at.elapsed() >= Duration::from_millis(ms.into())) {
+            due = reached.pop_front().map(|(_, lsn)| lsn);
+        }
+        due
+    }
+}
+
+/// Whether all before `upto` is in the store; an error when it never will be.
+fn is_there(pool: &Pool, volume: VolumeId, upto: Lsn) -> Result<bool> {
+    let Some(status) = pool.remote_status(volume) else {
+        return Err(Error::new(ErrorKind::NotFound, "the volume was deleted"));
+    };
+    match status.standing {
+        Standing::Fenced(why) | Standing::Refused(why) => Err(Error::new(ErrorKind::Fenced, why)),
+        Standing::Interrupted => Err(Error::new(ErrorKind::Busy, "attaching the volume was interrupted")),
+        Standing::Unknown => Ok(false),
+        Standing::Owned => Ok(status.watermark >= upto && status.manifest > 0),
+    }
+}
+
+impl Server {
+    /// Begins the next round when it is due.
+    pub(super) fn tend_tier(&mut self) {
+        let written = self.metrics.written_bytes;
+        let Some(tier) = &mut self.tier else { return };
+        let now = Instant::now();
+        if tier.busy || now < tier.not_before {
+            return;
+        }
+        let hurry = !tier.waits.is_empty() || written - tier.written_then >= ROUND_BYTES;
+        if !hurry && now < tier.began + tier.every {
+            return;
+        }
+        match self.pool.tier_job() {
+            Ok(None) => {}
+            Ok(Some(job)) => {
+                (tier.busy, tier.began, tier.written_then) = (true, now, written);
+                self.workers.submit(Job::Tier(job));
+            }
+            Err(e) => {
+                tier.not_before = now + RETRY_MAX;
+                error!(error = %e, "an upload could not be begun");
+            }
+        }
+    }
+
+    pub(super) fn tier_done(&mut self, job: TierJob, outcome: Result<()>) {
+        let outcome = self.pool.tier_done(job, outcome);
+        let Some(tier) = &mut self.tier else { return };
+        tier.busy = false;
+        match outcome {
+            Ok(()) => {
+                if tier.failing.take().is_some() {
+                    info!("the object store works again");
+                }
+                (tier.failures, tier.not_before) = (0, Instant::now());
+            }
+            Err(e) => {
+                tier.not_before = Instant::now() + RETRY_MAX.min(RETRY_FIRST * 2u32.pow(tier.failures.min(10)));
+                tier.failures += 1;
+                let text = e.to_string();
+                if tier.failing.as_ref() != Some(&text) {
+                    warn!(error = text, "uploading failed: it is tried again, and volumes are served from here");
+                }
+                tier.failing = Some(text);
+            }
+        }
+        self.find_fenced();
+        self.release_waits();
+    }
+
+    fn find_fenced(&mut self) {
+        for id in self.pool.volumes() {
+            let (Some(tier), Some(status)) = (&mut self.tier, self.pool.remote_status(id)) else { continue };
+            let (Standing::Fenced(why) | Standing::Refused(why)) = status.standing else { continue };
+            if !tier.fenced.contains(&id) {
+                tier.fenced.push(id);
+                let volume = self.pool.volume_info(id).map(|info| info.name).unwrap_or_default();
+                error!(volume, why, "the object store does not take this volume");
+            }
+        }
+    }
+
+    /// Waiters whose changes are durable here: they are answered, or wait for the object store as their volume wants it.
+    pub(super) fn durable_here(&mut self, volume: VolumeId, waiters: Vec<Waiter>, failure: Option<&str>) {
+        let status = self.pool.remote_status(volume).filter(|_| failure.is_none());
+        let (Some(tier), Some(status)) = (&mut self.tier, status) else { return self.answer(waiters, failure) };
+        let durability = self.pool.volume_info(volume).map_or(Durability::Local, |info| info.durability);
+        let bound = tier.bound(volume, status.changed, durability).filter(|upto| status.watermark < *upto);
+        let mut now = Vec::new();
+        for waiter in waiters {
+            let upto = match &waiter {
+                Waiter::Remote(..) => Some(status.changed),
+                Waiter::Nbd(..) | Waiter::Control(..) => bound,
+            };
+            match upto {
+                None => now.push(waiter),
+                Some(upto) => tier.waits.push(Wait { volume, upto, then: Then::Answer(waiter) }),
+            }
+        }
+        self.answer(now, None);
+        self.release_waits();
+    }
+
+    /// Answers those whose changes are in the object store, or never will be.
+    pub(super) fn release_waits(&mut self) {
+        let Some(tier) = &mut self.tier else { return };
+        let (mut left, mut over) = (Vec::new(), Vec::new());
+        for wait in std::mem::take(&mut tier.waits) {
+            let there = match &wait.then {
+                Then::Gone(..) => Ok(!self.pool.is_letting_go(wait.volume)),
+                _ => is_there(&self.pool, wait.volume, wait.upto),
+            };
+            match there {
+                Ok(false) => left.push(wait),
+                Ok(true) => over.push((wait, None)),
+                Err(e) => over.push((wait, Some(e))),
+            }
+        }
+        tier.waits = left;
+        for (wait, failure) in over {
+            match failure {
+                None => self.arrived(wait),
+                Some(e) => self.never(wait, &e),
+            }
+        }
+        self.tell_waiting();
+    }
+
+    fn arrived(&mut self, wait: Wait) {
+        match wait.then {
+            Then::Answer(waiter) => self.answer(vec![waiter], None),
+            Then::Say(token, answer) => self.say_last(token, &answer),
+            Then::Gone(token, name) => self.say_last(token, &json!({ "detached": name })),
+            Then::Detach(token, name) => match self.pool.detach(wait.volume) {
+                Ok(job) => {
+                    let outcome = job.run();
+                    if let Err(e) = self.pool.flushed(&job, outcome) {
+                        return self.say_last(token, &error_json(&e));
+                    }
+                    info!(volume = name, "a volume is let go");
+                    self.wait(wait.volume, Lsn(0), Then::Gone(token, name));
+                }
+                // Somebody changed it meanwhile.
+                Err(e) if e.kind() == ErrorKind::Busy => self.wait_for_all(wait.volume, Then::Detach(token, name)),
+                Err(e) => self.say_last(token, &error_json(&e)),
+            },
+        }
+    }
+
+    fn never(&mut self, wait: Wait, e: &Error) {
+        match wait.then {
+            Then::Answer(waiter) => self.answer(vec![waiter], Some(&e.to_string())),
+            Then::Say(token, _) | Then::Detach(token, _) | Then::Gone(token, _) => self.say_last(token, &error_json(e)),
+        }
+    }
+
+    fn wait(&mut self, volume: VolumeId, upto: Lsn, then: Then) {
+        if let Some(tier) = &mut self.tier {
+            tier.waits.push(Wait { volume, upto, then });
+        }
+    }
+
+    fn wait_for_all(&mut self, volume: VolumeId, then: Then) {
+        let upto = self.pool.remote_status(volume).map_or(Lsn(0), |status| status.changed);
+        self.wait(volume, upto, then);
+    }
+
+    /// The answer of a command whose connection was kept for it.
+    fn say_last(&mut self, token: u64, answer: &Value) {
+        self.say(token, answer);
+        if let Some(conn) = self.conns.get_mut(&token) {
+            conn.waiting = conn.waiting.saturating_sub(1);
+            self.send(token);
+        }
+    }
+
+    /// Tells those who wait for an upload how far it is.
+    fn tell_waiting(&mut self) {
+        let Some(tier) = self.tier.as_mut().filter(|tier| tier.told.elapsed() > TELL_EVERY) else { return };
+        let token = |wait: &Wait| match wait.then {
+            Then::Say(token, _) | Then::Detach(token, _) => Some(token),
+            Then::Answer(_) | Then::Gone(..) => None,
+        };
+        let tokens: Vec<u64> = tier.waits.iter().filter_map(token).collect();
+        if tokens.is_empty() {
+            return;
+        }
+        tier.told = Instant::now();
+        let (sent, left) = (self.pool.sent().block_bytes, self.pool.unsent_bytes());
+        let line = json!({"progress": {"done": sent, "total": sent + left}});
+        tokens.into_iter().for_each(|token| self.progress(token, &line));
+    }
+
+    /// Carries out what is between the pool and its object store; `false` when `request` is something else.
+    pub(super) fn tier_command(&mut self, token: u64, request: &Value) -> bool {
+        let outcome = match request.get("op").and_then(Value::as_str) {
+            Some("volume.attach") => self.begin_attach(token, request),
+            Some("volume.detach") => self.begin_detach(token, request),
+            Some("volume.sync") => self.begin_sync(token, request),
+            _ => return false,
+        };
+        match outcome {
+            Ok(()) => {
+                if let Some(conn) = self.conns.get_mut(&token) {
+                    conn.waiting += 1;
+                }
+                self.release_waits();
+            }
+            Err(e) => self.say(token, &error_json(&e)),
+        }
+        true
+    }
+
+    fn begin_attach(&mut self, token: u64, request: &Value) -> Result<()> {
+        let job = self.pool.attach_job(text(request, "volume")?, control::is_set(request, "takeover"))?;
+        info!(%request, "attaching a volume");
+        self.workers.submit(Job::Attach(token, Box::new(job)));
+        Ok(())
+    }
+
+    pub(super) fn attach_done(&mut self, token: u64, job: AttachJob, outcome: Result<()>) {
+        let attached = outcome.and_then(|()| {
+            let id = self.pool.attached(job)?;
+            Ok((id, control::describe(&mut self.pool, id)?))
+        });
+        match attached {
+            Ok((id, answer)) => self.wait_for_all(id, Then::Say(token, answer)),
+            Err(e) => {
+                warn!(error = %e, "a volume was not attached");
+                self.say_last(token, &error_json(&e));
+            }
+        }
+    }
+
+    fn begin_detach(&mut self, token: u64, request: &Value) -> Result<()> {
+        let name = text(request, "volume")?;
+        let id = self.pool.volume_id(name)?;
+        self.connected()?;
+        let users = self.users(&Taken::all_of(id));
+        if !users.is_empty() && !control::is_set(request, "force") {
+            let message = format!("clients have {} open: disconnect them, or give --force", self.exports(&users));
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        users.into_iter().for_each(|user| self.dismiss(user));
+        self.wait_for_all(id, Then::Detach(token, name.to_owned()));
+        Ok(())
+    }
+
+    fn begin_sync(&mut self, token: u64, request: &Value) -> Result<()> {
+        let name = text(request, "volume")?;
+        let id = self.pool.volume_id(name)?;
+        self.connected()?;
+        let upto = self.pool.remote_status(id).map_or(0, |status| status.changed.0);
+        self.wait_for_all(id, Then::Say(token, json!({"volume": name, "durability": "remote", "watermark": upto})));
+        Ok(())
+    }
+
+    /// The object store's part of the metrics.
+    pub(super) fn render_tier(&self, page: &mut String) {
+        let (Some(tier), Some(counted)) = (&self.tier, &self.counted) else { return };
+        let (counts, sent) = (counted.counts(), self.pool.sent());
+        let figures = [
+            ("cairn_object_put_requests_total", "Puts, conditional or not.", counts.puts),
+            ("cairn_object_get_requests_total", "Gets.", counts.gets),
+            ("cairn_object_list_requests_total", "Lists.", counts.lists),
+            ("cairn_object_delete_requests_total", "Deletes.", counts.deletes),
+            ("cairn_object_failures_total", "Requests that failed.", counts.failures),
+            ("cairn_object_sent_bytes_total", "Bytes put.", counts.put_bytes),
+            ("cairn_object_received_bytes_total", "Bytes got.", counts.get_bytes),
+            ("cairn_object_sent_block_bytes_total", "Bytes of the blocks in what was put.", sent.block_bytes),
+            ("cairn_object_unsent_bytes", "Live bytes that are not in the store yet.", self.pool.unsent_bytes()),
+            ("cairn_object_failing", "1 while the store fails.", u64::from(tier.failing().is_some())),
+        ];
+        for (name, help, value) in figures {
+            metrics::figure(page, name, help, value);
+        }
+        for (metric, help) in [
+            ("cairn_object_watermark", "Every change of the volume before this number is in the store."),
+            ("cairn_object_changed", "Number behind the volume's last change."),
+        ] {
+            metrics::describe(page, metric, help);
+            for id in self.pool.volumes() {
+                let (Ok(info), Some(status)) = (self.pool.volume_info(id), self.pool.remote_status(id)) else {
+                    continue;
+                };
+                let value = if metric.ends_with("watermark") { status.watermark } else { status.changed };
+                let _ = writeln!(page, "{metric}{{volume=\"{}\"}} {}", info.name, value.0);
+            }
+        }
+    }
+
+    fn connected(&self) -> Result<()> {
+        match &self.tier {
+            Some(_) => Ok(()),
+            None => Err(Error::new(
+                ErrorKind::Invalid,
+                "the pool has no object store: start the daemon with --object-store URL",
+            )),
+        }
+    }
+}
