@@ -5,7 +5,7 @@ use crate::client::Failure;
 use crate::logging;
 use blockstore::{Error, ErrorKind, PoolOptions};
 use nbd_server::object::Connected;
-use nbd_server::{open_pool_with, while_in_use, Listen, Server, ServerOptions, Tls, TlsFiles};
+use nbd_server::{hold_signals, open_pool_with, while_in_use, Listen, Server, ServerOptions, Tls, TlsFiles};
 use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
@@ -41,6 +41,8 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         .ok()
         .filter(|lag| LAGS.contains(lag))
         .ok_or_else(|| usage(format!("--lag {} is not a number of seconds from 0.1 to 3600", args.lag)))?;
+    // The store's threads are started below, and signals are the server's.
+    hold_signals()?;
     let connected = crate::store::connect(&args.object)?;
     let tier = connected.as_ref().map(|connected| connected.tier.clone());
     let begin = Instant::now();

@@ -45,7 +45,7 @@ fn write_on(ledger: &mut Ledger, mut stream: UnixStream, control: &Path, volume:
     let limits = [UnixStream::set_read_timeout, UnixStream::set_write_timeout];
     limits.iter().for_each(|set| set(&stream, Some(Duration::from_secs(30))).expect("a time limit"));
     loop {
-        if random() % 200 == 0 {
+        if random().is_multiple_of(200) {
             while !ledger.is_idle() {
                 if ledger.reply(&mut stream).is_err() {
                     return;

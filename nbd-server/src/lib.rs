@@ -23,5 +23,6 @@ mod tls;
 
 pub use keys::{read_key_file, CommandKey, SystemEntropy};
 pub use open::{is_read_only, open_pool, open_pool_with, open_to_look, random_id, while_in_use, PoolLock, SystemClock};
+pub use poll::hold_signals;
 pub use server::{Listen, Server, ServerOptions, Stopper, LAG};
 pub use tls::{Tls, TlsFiles};

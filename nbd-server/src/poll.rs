@@ -102,6 +102,16 @@ pub fn drain(fd: RawFd) {
 
 /// SIGTERM and SIGINT as a readable descriptor; call before any thread is started.
 pub fn signal_fd() -> io::Result<OwnedFd> {
+    signals(true).map(|fd| fd.expect("asked for"))
+}
+
+/// Keeps SIGTERM and SIGINT from this thread and those it starts, until a [`signal_fd`] takes them: a thread that
+/// was started before would be ended by them, and the process with it.
+pub fn hold_signals() -> io::Result<()> {
+    signals(false).map(drop)
+}
+
+fn signals(take: bool) -> io::Result<Option<OwnedFd>> {
     // SAFETY: `set` is initialised by sigemptyset before use; the calls only read or write it.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -109,7 +119,10 @@ pub fn signal_fd() -> io::Result<OwnedFd> {
         libc::sigaddset(&mut set, libc::SIGTERM);
         libc::sigaddset(&mut set, libc::SIGINT);
         check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
-        check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)).map(own)
+        if !take {
+            return Ok(None);
+        }
+        check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)).map(own).map(Some)
     }
 }
 

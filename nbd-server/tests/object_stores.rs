@@ -337,6 +337,54 @@ fn certificates_are_verified() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
 }
 
+/// Set in the process that `the_environment_is_heard` starts: the store's URL.
+const CONFIGURED: &str = "CAIRN_TEST_CONFIGURED";
+
+/// Not a test: the process of the next one.
+#[test]
+fn one_client_by_the_environment() {
+    let Ok(url) = std::env::var(CONFIGURED) else { return };
+    let store = open_store(&url, &StoreOptions::default()).expect("a store");
+    store.put("a", b"abc").expect("a put");
+    assert_eq!(keys(&store), ["a"]);
+}
+
+#[test]
+fn the_environment_is_heard() {
+    moto().bucket("env");
+    let endpoint = format!("http://{}", moto().address);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, keys) = (folder.path().join("config"), moto().credentials_file());
+    std::fs::write(&config, format!("[profile p]\nregion = eu-west-1\nendpoint_url = {endpoint}\n")).expect("written");
+    std::fs::write(folder.path().join("keys"), "[p]\naws_access_key_id = a\naws_secret_access_key = b\n")
+        .expect("written");
+    let (config, own_keys) = (config.display().to_string(), folder.path().join("keys").display().to_string());
+    let keys = keys.display().to_string();
+    let ways: [&[(&str, &str)]; 4] = [
+        &[("AWS_ENDPOINT_URL", &endpoint), ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")],
+        &[
+            ("AWS_ENDPOINT_URL_S3", &endpoint),
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:1"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+        ],
+        &[("AWS_ENDPOINT_URL", &endpoint), ("AWS_SHARED_CREDENTIALS_FILE", &keys)],
+        &[("AWS_PROFILE", "p"), ("AWS_CONFIG_FILE", &config), ("AWS_SHARED_CREDENTIALS_FILE", &own_keys)],
+    ];
+    for (number, way) in ways.into_iter().enumerate() {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", "one_client_by_the_environment"]).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+            command.env_remove(name);
+        }
+        command.envs(way.iter().copied()).env(CONFIGURED, format!("s3://env/{number}"));
+        let out = command.env("AWS_EC2_METADATA_DISABLED", "true").output().expect("a process");
+        assert!(out.status.success(), "{way:?}: {}", String::from_utf8_lossy(&out.stdout));
+    }
+    let all = S3Store::open("env", "", &moto().options(None)).expect("a store");
+    assert_eq!(self::keys(&all), ["0/a", "1/a", "2/a", "3/a"]);
+}
+
 #[test]
 fn what_is_configured_wrongly_is_named() {
     let none = moto::credentials("", "");
