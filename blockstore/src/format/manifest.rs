@@ -17,9 +17,10 @@ use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::object::{ObjectId, OBJECT_VERSION};
 use super::segment::SegmentKind;
 use crate::error::{Error, Result};
-use crate::limits::{MANIFEST_BYTES_MAX, SEGMENT_SLOTS};
+use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_WINDOW_LOG_MAX, SEGMENT_BITS, SEGMENT_SLOTS};
 use crate::types::{Lsn, RootId, SegmentId, VolumeId};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"CAIRNMF\n";
 const CRC_AT: usize = 12;
@@ -149,6 +150,10 @@ impl Manifest {
     /// The bytes of a manifest.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let body = self.body();
+        if body.len() > MANIFEST_BYTES_MAX {
+            let text = format!("the manifest of {:?} has {} bytes, more than any reader takes", self.name, body.len());
+            return Err(Error::invalid(text));
+        }
         let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(|e| Error::io("compressing a manifest", e))?;
         let mut out = Vec::with_capacity(HEADER + packed.len());
         out.extend_from_slice(MAGIC);
@@ -161,7 +166,8 @@ impl Manifest {
         Ok(out)
     }
 
-    fn body(&self) -> Vec<u8> {
+    /// What is compressed.
+    pub fn body(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.put_text(&self.name);
         out.put_u64(self.number);
@@ -252,13 +258,22 @@ impl Manifest {
         if len > MANIFEST_BYTES_MAX as u64 {
             return Err(Error::corrupt(format!("it claims {len} bytes, more than any manifest")));
         }
-        let body = zstd::bulk::decompress(bytes.get(HEADER..).unwrap_or_default(), len as usize);
-        let body = body.map_err(|_| Error::corrupt("damaged (it does not decompress)"))?;
-        let mut r = Reader::new(&body, "manifest");
+        let body = unpack(bytes.get(HEADER..).unwrap_or_default(), len)
+            .map_err(|_| Error::corrupt("damaged (it does not decompress)"))?;
+        if body.len() as u64 != len {
+            return Err(Error::corrupt(format!("it claims {len} bytes and has others")));
+        }
+        Self::from_body(&body)
+    }
+
+    /// Reads what was compressed.
+    pub fn from_body(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body, "manifest");
         let manifest = Self::decode_body(&mut r)?;
-        if body.len() as u64 != len || r.left() != 0 {
+        if r.left() != 0 {
             return Err(Error::corrupt("it has bytes too many"));
         }
+        manifest.make_sense()?;
         Ok(manifest)
     }
 
@@ -298,7 +313,8 @@ impl Manifest {
         }
         for _ in 0..r.u32()? {
             let origin = Origin { first: SegmentId(r.u32()?), last: SegmentId(r.u32()?), shift: r.u32()? };
-            if origin.first > origin.last || origin.shift > origin.first.0 {
+            let behind = manifest.origins.last().is_none_or(|before| before.last < origin.first);
+            if origin.first > origin.last || origin.shift > origin.first.0 || !behind {
                 return Err(Error::corrupt("it takes over segments that cannot be"));
             }
             manifest.origins.push(origin);
@@ -306,7 +322,11 @@ impl Manifest {
         let mut ids = Vec::new();
         for _ in 0..r.u32()? {
             let id = ObjectId { pool: sixteen(r)?, volume: VolumeId(r.u64()?), number: r.u64()? };
-            manifest.objects.insert(id, ObjectInfo { len: r.u64()?, directory: r.u32()?, check: r.u64()? });
+            let info = ObjectInfo { len: r.u64()?, directory: r.u32()?, check: r.u64()? };
+            if ids.last().is_some_and(|before| *before >= id) || u64::from(info.directory) > info.len {
+                return Err(Error::corrupt(format!("object {} is out of place or cannot be", id.key())));
+            }
+            manifest.objects.insert(id, info);
             ids.push(id);
         }
         let object = |place: u32| {
@@ -315,7 +335,15 @@ impl Manifest {
         };
         for _ in 0..r.u32()? {
             let (id, kind, volume) = (SegmentId(r.u32()?), r.u8()?, VolumeId(r.u64()?));
-            let kind = if kind == 0 { SegmentKind::Log } else { SegmentKind::Map };
+            let kind = match kind {
+                0 => SegmentKind::Log,
+                1 => SegmentKind::Map,
+                other => return Err(Error::corrupt(format!("segment kind {other} is unknown"))),
+            };
+            let behind = manifest.segments.last_key_value().is_none_or(|(before, _)| *before < id);
+            if id.0 >> SEGMENT_BITS != 0 || !behind {
+                return Err(Error::corrupt(format!("segment {} is out of place", id.0)));
+            }
             let mut parts: Vec<Part> = Vec::new();
             for _ in 0..r.u16()? {
                 let part = Part { first: r.u16()?.into(), end: r.u16()?.into(), object: object(r.u32()?)? };
@@ -325,6 +353,9 @@ impl Manifest {
                 }
                 parts.push(part);
             }
+            if parts.is_empty() {
+                return Err(Error::corrupt(format!("segment {} has no parts", id.0)));
+            }
             manifest.segments.insert(id, SegmentParts { kind, volume, parts });
         }
         for _ in 0..r.u32()? {
@@ -332,6 +363,27 @@ impl Manifest {
         }
         Ok(manifest)
     }
+
+    /// What its parts have to do with one another.
+    fn make_sense(&self) -> Result<()> {
+        if self.number == 0 || self.anchor_lsn > self.cut {
+            return Err(Error::corrupt("its number or its cut cannot be"));
+        }
+        let head = self.roots.iter().any(|root| root.id == self.head && root.volume == self.volume);
+        if !head && self.tenure != Tenure::Deleted {
+            return Err(Error::corrupt("its head is not among its roots"));
+        }
+        Ok(())
+    }
+}
+
+/// Decompresses `len` bytes, or some more if there are more; takes memory for what comes, not for what is claimed.
+fn unpack(packed: &[u8], len: u64) -> std::io::Result<Vec<u8>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+    decoder.window_log_max(MANIFEST_WINDOW_LOG_MAX)?;
+    let mut body = Vec::new();
+    decoder.take(len + 1).read_to_end(&mut body)?;
+    Ok(body)
 }
 
 fn sixteen(r: &mut Reader<'_>) -> Result<[u8; 16]> {
