@@ -78,7 +78,7 @@ pub struct SegmentParts {
     pub kind: SegmentKind,
     /// Whose log.
     pub volume: VolumeId,
-    /// In the order of slots.
+    /// In the order of slots. None where all that lived in the anchor has died before the cut.
     pub parts: Vec<Part>,
 }
 
@@ -352,9 +352,6 @@ impl Manifest {
                     return Err(Error::corrupt(format!("the parts of segment {} do not fit", id.0)));
                 }
                 parts.push(part);
-            }
-            if parts.is_empty() {
-                return Err(Error::corrupt(format!("segment {} has no parts", id.0)));
             }
             manifest.segments.insert(id, SegmentParts { kind, volume, parts });
         }
