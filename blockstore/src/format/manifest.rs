@@ -453,4 +453,50 @@ mod tests {
             assert!(Manifest::decode(&bytes[..at], &key).is_err(), "cut at {at}");
         }
     }
+
+    /// A length or a window that is claimed takes no memory.
+    #[test]
+    fn a_manifest_has_what_it_claims_or_is_damaged() {
+        let (good, key) = (manifest().encode().unwrap(), manifest_key("disk", 12));
+        let refused = |len: u64, packed: &[u8]| {
+            let mut bytes = good[..HEADER].to_vec();
+            bytes[16..].copy_from_slice(&len.to_le_bytes());
+            bytes.extend_from_slice(packed);
+            seal_checksum(&mut bytes, CRC_AT);
+            Manifest::decode(&bytes, &key).is_err()
+        };
+        let body = manifest().body();
+        let len = body.len() as u64;
+        assert!(!refused(len, &good[HEADER..]));
+        for wrong in [0, len - 1, len + 1, MANIFEST_BYTES_MAX as u64, u64::MAX] {
+            assert!(refused(wrong, &good[HEADER..]), "{wrong} bytes claimed");
+        }
+        for (log, wide) in [(MANIFEST_WINDOW_LOG_MAX, false), (MANIFEST_WINDOW_LOG_MAX + 1, true)] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL).unwrap();
+            encoder.window_log(log).unwrap();
+            std::io::Write::write_all(&mut encoder, &body).unwrap();
+            std::io::Write::flush(&mut encoder).unwrap();
+            assert_eq!(refused(len, &encoder.finish().unwrap()), wide, "a window of 2^{log} bytes");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_damage() {
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut bad = manifest();
+            change(&mut bad);
+            Manifest::from_body(&bad.body()).is_err()
+        };
+        assert!(!refused(&|_| {}));
+        assert!(refused(&|m| m.number = 0), "no number");
+        assert!(refused(&|m| m.anchor_lsn = Lsn(101)), "an anchor behind the cut");
+        assert!(refused(&|m| m.head = RootId(5)), "no head");
+        assert!(refused(&|m| m.origins.push(m.origins[0])), "origins that overlap");
+        assert!(refused(&|m| m.objects.clear()), "parts in an object that is not there");
+        let far = |m: &mut Manifest| m.segments.insert(SegmentId(1 << 27), m.segments[&SegmentId(6)].clone());
+        assert!(refused(&|m| drop(far(m))), "no such segment");
+        assert!(refused(&|m| m.segments.values_mut().for_each(|s| s.parts.push(s.parts[0]))), "a part twice");
+        assert!(!refused(&|m| m.segments.values_mut().for_each(|s| s.parts.clear())), "nothing left in it");
+        assert!(!refused(&|m| (m.roots.clear(), m.tenure = Tenure::Deleted).1), "a deleted volume has no roots");
+    }
 }

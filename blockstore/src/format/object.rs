@@ -16,7 +16,7 @@ use super::live::{pack, unpack, Form};
 use super::record::Record;
 use super::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
 use crate::error::{Error, Result};
-use crate::limits::{BLOCK, OBJECT_DIRECTORY_MAX, OBJECT_RANGES_MAX, SEGMENT_BITS, SEGMENT_SLOTS};
+use crate::limits::{BLOCK, OBJECT_DIRECTORY_MAX, OBJECT_RANGES_MAX, OBJECT_SLOT_BYTES, SEGMENT_BITS, SEGMENT_SLOTS};
 use crate::types::{Lsn, SegmentId, VolumeId};
 use std::sync::Arc;
 
@@ -362,8 +362,10 @@ pub fn open_frame(frame: &Frame, stored: &[u8], object: &ObjectId) -> Result<Vec
     Ok(slots)
 }
 
-/// A directory's length fits its field, and a frame's leaves room for the bit.
+/// Lengths leave room for the bit, and a directory for all that a writer puts into one: a batch's records are shorter
+/// than their slot, and what else there is of a slot, and of a range that holds but one, is shorter than 64 bytes.
 const _: () = assert!(OBJECT_DIRECTORY_MAX < RAW && FRAME_SLOTS * BLOCK < RAW as usize);
+const _: () = assert!(OBJECT_SLOT_BYTES + 64 * OBJECT_RANGES_MAX as usize <= OBJECT_DIRECTORY_MAX as usize);
 
 #[cfg(test)]
 mod tests {
@@ -414,5 +416,27 @@ mod tests {
             assert!(read.is_err(), "cut at {len}");
         }
         assert!(Directory::decode(&bytes, &ObjectId { number: 6, ..id }).is_err(), "another object's place");
+    }
+
+    #[test]
+    fn what_no_writer_writes_is_damage() {
+        let (id, _, good, _) = object();
+        let refused = |change: &dyn Fn(&mut RangeEntry)| {
+            let mut bad = good.clone();
+            bad.ranges.iter_mut().for_each(change);
+            Directory::decode(&bad.encode(), &id).is_err()
+        };
+        assert!(!refused(&|_| {}));
+        assert!(refused(&|range| range.segment = SegmentId(1 << 27)), "no such segment");
+        assert!(refused(&|range| range.end = 38), "slots behind the range");
+        assert!(refused(&|range| range.batches.push(range.batches[0].clone())), "two batches in one place");
+        assert!(refused(&|range| range.batches[0].first_lsn = Lsn(u64::MAX)), "numbers beyond all numbers");
+        assert!(refused(&|range| range.frames[0] = Frame { raw: true, ..range.frames[0] }), "a raw frame cut short");
+        let nothing = Arc::new([0; BITMAP_WORDS]);
+        let empty = |range: &mut RangeEntry| {
+            (range.bits, range.crcs, range.frames) = (nothing.clone(), Vec::new(), Vec::new());
+        };
+        assert!(!refused(&empty), "records alone");
+        assert!(refused(&|range| (empty(range), range.batches.clear()).1), "a range of nothing");
     }
 }
