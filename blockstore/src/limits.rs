@@ -65,10 +65,15 @@ pub const TRIM_INLINE_BLOCKS: u64 = 1024;
 pub const AUTO_CHECKPOINTS_KEPT: usize = 5;
 /// Largest anchor file accepted when opening, so that a damaged length cannot exhaust memory.
 pub const ANCHOR_BYTES_MAX: u64 = 4 << 30;
-/// Longest directory of a data object that is fetched, bytes: a damaged length cannot exhaust memory.
-pub const OBJECT_DIRECTORY_MAX: u32 = 16 << 20;
-/// Bytes of slots in one data object: more begin another.
+/// Longest directory of a data object that is put or fetched, bytes: a damaged length cannot exhaust memory. A whole
+/// segment of records without data is not longer.
+pub const OBJECT_DIRECTORY_MAX: u32 = 40 << 20;
+/// Bytes of slots in one data object, where those count, too, of which it has only the records: more begin another.
 pub const OBJECT_SLOT_BYTES: usize = 32 << 20;
+/// Most ranges of one data object, as each takes a slot of [`OBJECT_SLOT_BYTES`]: more are damage.
+pub const OBJECT_RANGES_MAX: u32 = (OBJECT_SLOT_BYTES / BLOCK) as u32;
+/// Largest window that a compressed manifest may need to be read, as a power of two: 8 MiB.
+pub const MANIFEST_WINDOW_LOG_MAX: u32 = 23;
 /// Directories of data objects kept in memory: one more drops the oldest.
 pub const OBJECT_DIRECTORIES_KEPT: usize = 1024;
 /// Decompressed frames kept in memory (64 MiB): one more drops the oldest.

@@ -308,3 +308,29 @@ fn lose_hosts(seed: u64) {
         assert!(check.problems.is_empty(), "seed {seed} turn {turn}: {:?}", check.problems);
     }
 }
+
+/// A log segment that lived in the anchor and died before the cut: what replays the tail releases blocks of it, and must
+/// not take a segment of its own for it.
+#[test]
+fn what_died_between_anchor_and_cut_is_nobody_elses() {
+    let store = SimStore::new(4);
+    let mut first = Host::new(&store, "first");
+    let id = first.create("disk", 64 * BLOCK);
+    first.write("disk", 0, 1, 10);
+    first.pool.seal_log(id).unwrap();
+    first.pool.anchor(Cleaning::Busy).unwrap();
+    first.sync();
+    first.write("disk", 0, 2, 10);
+    first.sync();
+    let mut second = Host::new(&store, "second");
+    let other = second.create("other", 64 * BLOCK);
+    second.write("other", 0, 3, 10);
+    second.pool.anchor(Cleaning::Busy).unwrap();
+    second.pool.seal_log(other).unwrap();
+    second.write("other", 10, 4, 30);
+    second.attach("disk", true).unwrap();
+    let check = second.pool.check().unwrap();
+    assert!(check.problems.is_empty(), "{:?}", check.problems);
+    let expected: Vec<u8> = (0..64 * BLOCK).map(|at| if at < 10 * BLOCK { 2 } else { 0 }).collect();
+    assert!(second.contents("disk", None) == expected);
+}

@@ -4,6 +4,8 @@
 use super::anchor::{Anchor, RootEntry, RootKind, SegmentEntry, StreamEntry, VolumeEntry};
 use super::batch::{Batch, Identity};
 use super::codec::Reader;
+use super::manifest::{manifest_key, Manifest, ObjectInfo, Origin, Part, SegmentParts, Tenure};
+use super::object::{open_frame, BatchEntry, Directory, Frame, ObjectId, RangeEntry};
 use super::page::{verify, NodeView, PageBuilder};
 use super::record::Record;
 use super::segment::{
@@ -87,6 +89,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("restore", Record::Restore { name: V3, undo: AUTO1, time_us: TIME }),
         ("fork", Record::Fork { from: Some(V3), id, name: name(), time_us: TIME }),
         ("fork-of-head", Record::Fork { from: None, id, name: name(), time_us: TIME }),
+        ("set-durability", Record::SetDurability { durability: Durability::Bounded { ms: 500 } }),
     ]
 }
 
@@ -187,6 +190,69 @@ fn anchor() -> Anchor {
     }
 }
 
+fn object_id() -> ObjectId {
+    ObjectId { pool: POOL, volume: VolumeId(5), number: 3 << 32 | 1 }
+}
+
+/// Two slots in a compressed frame, and one in a raw one.
+fn object_directory() -> Directory {
+    let range = |segment, kind, first: u32, slots: std::ops::Range<u32>| {
+        let mut bits = [0; 128];
+        slots.clone().for_each(|slot| bits[0] |= 1 << slot);
+        let (bits, end) = (Arc::new(bits), slots.end);
+        let segment = SegmentId(segment);
+        RangeEntry { segment, kind, first, end, bits, crcs: Vec::new(), batches: Vec::new(), frames: Vec::new() }
+    };
+    let mut log = range(0x0102_0304, SegmentKind::Log, 17, 18..20);
+    let Batch { first_lsn, records, crcs, .. } = batch();
+    (log.batches, log.crcs) = (vec![BatchEntry { first_lsn, slot: 17, records }], crcs);
+    // Header and two ranges.
+    let len = 88 + 71 + 23;
+    log.frames.push(Frame { offset: len, len: 20, raw: false, slots: 2 });
+    let mut map = range(2, SegmentKind::Map, 1, 1..2);
+    map.frames.push(Frame { offset: len + 20, len: 4096, raw: true, slots: 1 });
+    Directory { id: object_id(), digest: [0x5a; 32], len: len as u32, ranges: vec![log, map] }
+}
+
+fn manifest() -> Manifest {
+    let imported = ObjectId { pool: *b"ghijklmnopqrstuv", volume: VolumeId(0), number: 9 << 32 };
+    let log = |first, end, object| Part { first, end, object };
+    let segment = |kind, volume, parts| SegmentParts { kind, volume: VolumeId(volume), parts };
+    let Anchor { roots, .. } = anchor();
+    Manifest {
+        name: "disk".to_owned(),
+        number: 12,
+        epoch: 2,
+        nonce: *b"once and no more",
+        tenure: Tenure::Owned,
+        pool: POOL,
+        pool_epoch: 3,
+        maker: POOL,
+        time_us: TIME,
+        cut: Lsn(4713),
+        anchor_lsn: Lsn(4711),
+        volume: VolumeId(1),
+        created_us: TIME,
+        head: RootId(1),
+        next_checkpoint: 4,
+        next_auto: 2,
+        durability: Durability::Remote,
+        roots,
+        origins: vec![Origin { first: SegmentId(2), last: SegmentId(3), shift: 1 }],
+        objects: [
+            (object_id(), ObjectInfo { len: 5000, directory: 300, check: 0x0102_0304_0506_0708 }),
+            (imported, ObjectInfo { len: 70_000, directory: 200, check: 0x1112_1314_1516_1718 }),
+        ]
+        .into(),
+        segments: [
+            (SegmentId(2), segment(SegmentKind::Map, 1, vec![log(1, 8183, imported)])),
+            (SegmentId(4), segment(SegmentKind::Log, 1, vec![log(1, 9, object_id()), log(17, 20, object_id())])),
+        ]
+        .into(),
+        tail: vec![object_id()],
+    }
+}
+
 fn encoded() -> Vec<(String, Vec<u8>)> {
     let mut all = vec![
         ("superblock".to_owned(), superblock().encode()),
@@ -206,20 +272,27 @@ fn encoded() -> Vec<(String, Vec<u8>)> {
     assert_eq!(first, second, "an anchor file holds two equal copies");
     all.push(("anchor-copy".to_owned(), first.to_vec()));
     all.extend(crate::object::sealed::examples());
+    all.push(("object-directory".to_owned(), object_directory().encode()));
+    all.push(("manifest-body".to_owned(), manifest().body()));
     all
 }
 
-/// What is no longer written is shown under these names.
-const ONLY_READ: [&str; 1] = ["map-page-of-version-1"];
+/// What is no longer written, or compressed, and so may be written otherwise, is shown under these names.
+const ONLY_READ: [&str; 3] = ["map-page-of-version-1", "object-frame", "manifest"];
+
+/// The slots of the frame that the document shows.
+fn framed() -> Vec<u8> {
+    [[0x11; limits::BLOCK], [0x22; limits::BLOCK]].concat()
+}
 
 #[test]
 fn the_encoders_write_what_the_document_shows() {
     let mut documented = documented();
     ONLY_READ.iter().for_each(|name| assert!(documented.remove(*name).is_some(), "{name} is not in the document"));
-    for (name, bytes) in encoded() {
-        let shown = documented.remove(&name);
-        assert!(shown.as_ref() == Some(&bytes), "docs/FORMAT.md should show\n\n{}", dump(&name, &bytes));
-    }
+    let encoded = encoded().into_iter();
+    let wrong = encoded.filter(|(name, bytes)| documented.remove(name).as_ref() != Some(bytes));
+    let wrong: Vec<String> = wrong.map(|(name, bytes)| dump(&name, &bytes)).collect();
+    assert!(wrong.is_empty(), "docs/FORMAT.md should show\n\n{}", wrong.join("\n"));
     assert!(documented.is_empty(), "no code writes these: {:?}", documented.keys());
 }
 
@@ -250,6 +323,23 @@ fn the_decoders_read_what_the_document_shows() {
         assert!(NodeView::of(page, count as u8).is_err());
     }
     assert_eq!(Anchor::decode(&shown("anchor-copy").repeat(2)).unwrap(), anchor());
+    assert_eq!(Directory::decode(shown("object-directory"), &object_id()).unwrap(), object_directory());
+    assert_eq!(Manifest::from_body(shown("manifest-body")).unwrap(), manifest());
+    assert_eq!(Manifest::decode(shown("manifest"), &manifest_key("disk", 12)).unwrap(), manifest());
+    let (stored, raw) = (shown("object-frame"), framed());
+    for (stored, raw) in [(stored, false), (raw.as_slice(), true)] {
+        let frame = Frame { offset: 0, len: stored.len() as u32, raw, slots: 2 };
+        assert_eq!(open_frame(&frame, stored, &object_id()).unwrap(), framed());
+        assert!(open_frame(&Frame { slots: 3, ..frame }, stored, &object_id()).is_err());
+    }
+}
+
+/// A frame and a manifest as this program's library compresses them, for the document.
+#[test]
+#[ignore = "prints what the document may show; run it by hand when their contents change"]
+fn print_what_is_compressed() {
+    let frame = zstd::bulk::compress(&framed(), 1).unwrap();
+    panic!("{}\n{}", dump("object-frame", &frame), dump("manifest", &manifest().encode().unwrap()));
 }
 
 /// Rows of the document's table of constants: "| `NAME` | value | …".
@@ -276,6 +366,13 @@ fn the_document_states_our_constants() {
         ("SEALED_CHUNK", crate::object::sealed::SEALED_CHUNK as u64),
         ("KEY_ID_BYTES_MAX", crate::object::sealed::KEY_ID_BYTES_MAX as u64),
         ("WRAPPED_BYTES_MAX", crate::object::sealed::WRAPPED_BYTES_MAX as u64),
+        ("OBJECT_VERSION", super::object::OBJECT_VERSION.into()),
+        ("FRAME_SLOTS", super::object::FRAME_SLOTS as u64),
+        ("OBJECT_BYTES_MAX", crate::object::OBJECT_BYTES_MAX),
+        ("OBJECT_DIRECTORY_MAX", limits::OBJECT_DIRECTORY_MAX.into()),
+        ("OBJECT_RANGES_MAX", limits::OBJECT_RANGES_MAX.into()),
+        ("MANIFEST_BYTES_MAX", limits::MANIFEST_BYTES_MAX as u64),
+        ("MANIFEST_WINDOW_LOG_MAX", limits::MANIFEST_WINDOW_LOG_MAX.into()),
     ];
     for (name, value) in ours {
         let row = format!("| `{name}` | {value} |");

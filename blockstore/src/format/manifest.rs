@@ -17,9 +17,10 @@ use super::codec::{checksum_without, seal_checksum, Append, Reader};
 use super::object::{ObjectId, OBJECT_VERSION};
 use super::segment::SegmentKind;
 use crate::error::{Error, Result};
-use crate::limits::{MANIFEST_BYTES_MAX, SEGMENT_SLOTS};
+use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_WINDOW_LOG_MAX, SEGMENT_BITS, SEGMENT_SLOTS};
 use crate::types::{Durability, Lsn, RootId, SegmentId, VolumeId};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 
 const MAGIC: &[u8; 8] = b"CAIRNMF\n";
 const CRC_AT: usize = 12;
@@ -77,7 +78,7 @@ pub struct SegmentParts {
     pub kind: SegmentKind,
     /// Whose log.
     pub volume: VolumeId,
-    /// In the order of slots.
+    /// In the order of slots. None where all that lived in the anchor has died before the cut.
     pub parts: Vec<Part>,
 }
 
@@ -151,6 +152,10 @@ impl Manifest {
     /// The bytes of a manifest.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let body = self.body();
+        if body.len() > MANIFEST_BYTES_MAX {
+            let text = format!("the manifest of {:?} has {} bytes, more than any reader takes", self.name, body.len());
+            return Err(Error::invalid(text));
+        }
         let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(|e| Error::io("compressing a manifest", e))?;
         let mut out = Vec::with_capacity(HEADER + packed.len());
         out.extend_from_slice(MAGIC);
@@ -163,7 +168,8 @@ impl Manifest {
         Ok(out)
     }
 
-    fn body(&self) -> Vec<u8> {
+    /// What is compressed.
+    pub fn body(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.put_text(&self.name);
         out.put_u64(self.number);
@@ -255,13 +261,22 @@ impl Manifest {
         if len > MANIFEST_BYTES_MAX as u64 {
             return Err(Error::corrupt(format!("it claims {len} bytes, more than any manifest")));
         }
-        let body = zstd::bulk::decompress(bytes.get(HEADER..).unwrap_or_default(), len as usize);
-        let body = body.map_err(|_| Error::corrupt("damaged (it does not decompress)"))?;
-        let mut r = Reader::new(&body, "manifest");
+        let body = unpack(bytes.get(HEADER..).unwrap_or_default(), len)
+            .map_err(|_| Error::corrupt("damaged (it does not decompress)"))?;
+        if body.len() as u64 != len {
+            return Err(Error::corrupt(format!("it claims {len} bytes and has others")));
+        }
+        Self::from_body(&body)
+    }
+
+    /// Reads what was compressed.
+    pub fn from_body(body: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(body, "manifest");
         let manifest = Self::decode_body(&mut r)?;
-        if body.len() as u64 != len || r.left() != 0 {
+        if r.left() != 0 {
             return Err(Error::corrupt("it has bytes too many"));
         }
+        manifest.make_sense()?;
         Ok(manifest)
     }
 
@@ -302,7 +317,8 @@ impl Manifest {
         }
         for _ in 0..r.u32()? {
             let origin = Origin { first: SegmentId(r.u32()?), last: SegmentId(r.u32()?), shift: r.u32()? };
-            if origin.first > origin.last || origin.shift > origin.first.0 {
+            let behind = manifest.origins.last().is_none_or(|before| before.last < origin.first);
+            if origin.first > origin.last || origin.shift > origin.first.0 || !behind {
                 return Err(Error::corrupt("it takes over segments that cannot be"));
             }
             manifest.origins.push(origin);
@@ -310,7 +326,11 @@ impl Manifest {
         let mut ids = Vec::new();
         for _ in 0..r.u32()? {
             let id = ObjectId { pool: sixteen(r)?, volume: VolumeId(r.u64()?), number: r.u64()? };
-            manifest.objects.insert(id, ObjectInfo { len: r.u64()?, directory: r.u32()?, check: r.u64()? });
+            let info = ObjectInfo { len: r.u64()?, directory: r.u32()?, check: r.u64()? };
+            if ids.last().is_some_and(|before| *before >= id) || u64::from(info.directory) > info.len {
+                return Err(Error::corrupt(format!("object {} is out of place or cannot be", id.key())));
+            }
+            manifest.objects.insert(id, info);
             ids.push(id);
         }
         let object = |place: u32| {
@@ -319,7 +339,15 @@ impl Manifest {
         };
         for _ in 0..r.u32()? {
             let (id, kind, volume) = (SegmentId(r.u32()?), r.u8()?, VolumeId(r.u64()?));
-            let kind = if kind == 0 { SegmentKind::Log } else { SegmentKind::Map };
+            let kind = match kind {
+                0 => SegmentKind::Log,
+                1 => SegmentKind::Map,
+                other => return Err(Error::corrupt(format!("segment kind {other} is unknown"))),
+            };
+            let behind = manifest.segments.last_key_value().is_none_or(|(before, _)| *before < id);
+            if id.0 >> SEGMENT_BITS != 0 || !behind {
+                return Err(Error::corrupt(format!("segment {} is out of place", id.0)));
+            }
             let mut parts: Vec<Part> = Vec::new();
             for _ in 0..r.u16()? {
                 let part = Part { first: r.u16()?.into(), end: r.u16()?.into(), object: object(r.u32()?)? };
@@ -336,6 +364,27 @@ impl Manifest {
         }
         Ok(manifest)
     }
+
+    /// What its parts have to do with one another.
+    fn make_sense(&self) -> Result<()> {
+        if self.number == 0 || self.anchor_lsn > self.cut {
+            return Err(Error::corrupt("its number or its cut cannot be"));
+        }
+        let head = self.roots.iter().any(|root| root.id == self.head && root.volume == self.volume);
+        if !head && self.tenure != Tenure::Deleted {
+            return Err(Error::corrupt("its head is not among its roots"));
+        }
+        Ok(())
+    }
+}
+
+/// Decompresses `len` bytes, or some more if there are more; takes memory for what comes, not for what is claimed.
+fn unpack(packed: &[u8], len: u64) -> std::io::Result<Vec<u8>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+    decoder.window_log_max(MANIFEST_WINDOW_LOG_MAX)?;
+    let mut body = Vec::new();
+    decoder.take(len + 1).read_to_end(&mut body)?;
+    Ok(body)
 }
 
 fn sixteen(r: &mut Reader<'_>) -> Result<[u8; 16]> {
@@ -408,5 +457,51 @@ mod tests {
             assert!(Manifest::decode(&bad, &key).is_err(), "byte {at}");
             assert!(Manifest::decode(&bytes[..at], &key).is_err(), "cut at {at}");
         }
+    }
+
+    /// A length or a window that is claimed takes no memory.
+    #[test]
+    fn a_manifest_has_what_it_claims_or_is_damaged() {
+        let (good, key) = (manifest().encode().unwrap(), manifest_key("disk", 12));
+        let refused = |len: u64, packed: &[u8]| {
+            let mut bytes = good[..HEADER].to_vec();
+            bytes[16..].copy_from_slice(&len.to_le_bytes());
+            bytes.extend_from_slice(packed);
+            seal_checksum(&mut bytes, CRC_AT);
+            Manifest::decode(&bytes, &key).is_err()
+        };
+        let body = manifest().body();
+        let len = body.len() as u64;
+        assert!(!refused(len, &good[HEADER..]));
+        for wrong in [0, len - 1, len + 1, MANIFEST_BYTES_MAX as u64, u64::MAX] {
+            assert!(refused(wrong, &good[HEADER..]), "{wrong} bytes claimed");
+        }
+        for (log, wide) in [(MANIFEST_WINDOW_LOG_MAX, false), (MANIFEST_WINDOW_LOG_MAX + 1, true)] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL).unwrap();
+            encoder.window_log(log).unwrap();
+            std::io::Write::write_all(&mut encoder, &body).unwrap();
+            std::io::Write::flush(&mut encoder).unwrap();
+            assert_eq!(refused(len, &encoder.finish().unwrap()), wide, "a window of 2^{log} bytes");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_damage() {
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut bad = manifest();
+            change(&mut bad);
+            Manifest::from_body(&bad.body()).is_err()
+        };
+        assert!(!refused(&|_| {}));
+        assert!(refused(&|m| m.number = 0), "no number");
+        assert!(refused(&|m| m.anchor_lsn = Lsn(101)), "an anchor behind the cut");
+        assert!(refused(&|m| m.head = RootId(5)), "no head");
+        assert!(refused(&|m| m.origins.push(m.origins[0])), "origins that overlap");
+        assert!(refused(&|m| m.objects.clear()), "parts in an object that is not there");
+        let far = |m: &mut Manifest| m.segments.insert(SegmentId(1 << 27), m.segments[&SegmentId(6)].clone());
+        assert!(refused(&|m| drop(far(m))), "no such segment");
+        assert!(refused(&|m| m.segments.values_mut().for_each(|s| s.parts.push(s.parts[0]))), "a part twice");
+        assert!(!refused(&|m| m.segments.values_mut().for_each(|s| s.parts.clear())), "nothing left in it");
+        assert!(!refused(&|m| (m.roots.clear(), m.tenure = Tenure::Deleted).1), "a deleted volume has no roots");
     }
 }

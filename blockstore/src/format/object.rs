@@ -16,8 +16,8 @@ use super::live::{pack, unpack, Form};
 use super::record::Record;
 use super::segment::{Bitmap, SegmentKind, BITMAP_WORDS};
 use crate::error::{Error, Result};
-use crate::limits::{BLOCK, OBJECT_DIRECTORY_MAX, SEGMENT_SLOTS};
-use crate::types::{Lsn, SegmentId, SlotAddr, VolumeId};
+use crate::limits::{BLOCK, OBJECT_DIRECTORY_MAX, OBJECT_RANGES_MAX, OBJECT_SLOT_BYTES, SEGMENT_BITS, SEGMENT_SLOTS};
+use crate::types::{Lsn, SegmentId, VolumeId};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"CAIRNOB\n";
@@ -71,6 +71,8 @@ pub struct Frame {
     pub len: u32,
     /// Not compressed.
     pub raw: bool,
+    /// Slots in it.
+    pub slots: usize,
 }
 
 /// A range of slots in an object.
@@ -123,7 +125,7 @@ pub struct Directory {
 /// Puts an object together.
 pub struct ObjectBuilder {
     id: ObjectId,
-    ranges: Vec<(RangeEntry, Vec<u32>)>,
+    ranges: Vec<RangeEntry>,
     payload: Vec<u8>,
 }
 
@@ -136,55 +138,34 @@ impl ObjectBuilder {
     /// Adds a range whose slots, in order, are `data`. Its frames are made here.
     pub fn push(&mut self, mut range: RangeEntry, data: &[u8]) -> Result<()> {
         range.frames.clear();
-        let mut lens = Vec::new();
         for frame in data.chunks(FRAME_SLOTS * BLOCK) {
             let packed = zstd::bulk::compress(frame, ZSTD_LEVEL).map_err(|e| Error::io("compressing", e))?;
             // What saves less than an eighth is not worth decompressing.
-            if packed.len() + packed.len() / 8 < frame.len() {
-                lens.push(packed.len() as u32);
-                self.payload.extend_from_slice(&packed);
-            } else {
-                lens.push(frame.len() as u32 | RAW);
-                self.payload.extend_from_slice(frame);
-            }
+            let raw = packed.len() + packed.len() / 8 >= frame.len();
+            let stored = if raw { frame } else { &packed };
+            let (offset, slots) = (self.payload.len() as u64, frame.len() / BLOCK);
+            range.frames.push(Frame { offset, len: stored.len() as u32, raw, slots });
+            self.payload.extend_from_slice(stored);
         }
-        self.ranges.push((range, lens));
+        self.ranges.push(range);
         Ok(())
-    }
-
-    /// Bytes of frames so far.
-    pub fn payload_len(&self) -> usize {
-        self.payload.len()
     }
 
     /// The object's bytes, and its directory as [`Directory::decode`] reads it.
     pub fn finish(self) -> Result<(Vec<u8>, Directory)> {
-        let mut out = Vec::new();
-        out.extend_from_slice(MAGIC);
-        out.put_u16(OBJECT_VERSION);
-        out.put_u16(0);
-        out.put_u32(0);
-        out.put_u32(0);
-        out.put_u32(self.ranges.len() as u32);
-        out.extend_from_slice(&self.id.pool);
-        out.put_u64(self.id.volume.0);
-        out.put_u64(self.id.number);
-        out.extend_from_slice(blake3::hash(&self.payload).as_bytes());
-        for (range, lens) in &self.ranges {
-            put_range(&mut out, range, lens);
+        let digest = *blake3::hash(&self.payload).as_bytes();
+        let mut out = Directory { id: self.id, digest, len: 0, ranges: self.ranges }.encode();
+        // Longer ones are not read: better not put than put in vain.
+        if out.len() > OBJECT_DIRECTORY_MAX as usize {
+            return Err(Error::invalid(format!("object {}: a directory of {} bytes", self.id.key(), out.len())));
         }
-        let len = out.len() as u32;
-        if let Some(field) = out.get_mut(LEN_AT..LEN_AT + 4) {
-            field.copy_from_slice(&len.to_le_bytes());
-        }
-        seal_checksum(&mut out, CRC_AT);
         let directory = Directory::decode(&out, &self.id)?;
         out.extend_from_slice(&self.payload);
         Ok((out, directory))
     }
 }
 
-fn put_range(out: &mut Vec<u8>, range: &RangeEntry, lens: &[u32]) {
+fn put_range(out: &mut Vec<u8>, range: &RangeEntry) {
     out.put_u32(range.segment.0);
     let (form, bits) = pack(&range.bits, None);
     out.put_u8(u8::from(range.kind == SegmentKind::Map) | form.flags());
@@ -199,10 +180,32 @@ fn put_range(out: &mut Vec<u8>, range: &RangeEntry, lens: &[u32]) {
         out.put_u16(batch.records.len() as u16);
         batch.records.iter().for_each(|record| record.encode(out));
     }
-    lens.iter().for_each(|len| out.put_u32(*len));
+    range.frames.iter().for_each(|frame| out.put_u32(frame.len | if frame.raw { RAW } else { 0 }));
 }
 
 impl Directory {
+    /// The directory's bytes. Its length and where frames lie follow from what it holds.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(MAGIC);
+        out.put_u16(OBJECT_VERSION);
+        out.put_u16(0);
+        out.put_u32(0);
+        out.put_u32(0);
+        out.put_u32(self.ranges.len() as u32);
+        out.extend_from_slice(&self.id.pool);
+        out.put_u64(self.id.volume.0);
+        out.put_u64(self.id.number);
+        out.extend_from_slice(&self.digest);
+        self.ranges.iter().for_each(|range| put_range(&mut out, range));
+        let len = out.len() as u32;
+        if let Some(field) = out.get_mut(LEN_AT..LEN_AT + 4) {
+            field.copy_from_slice(&len.to_le_bytes());
+        }
+        seal_checksum(&mut out, CRC_AT);
+        out
+    }
+
     /// Verifies and reads the directory of `id` from the first bytes of an object.
     pub fn decode(bytes: &[u8], id: &ObjectId) -> Result<Self> {
         let damaged = |what: &str| Error::corrupt(format!("object {}: {what}", id.key()));
@@ -224,6 +227,9 @@ impl Directory {
         let mut r = Reader::new(own, "object");
         r.bytes(LEN_AT + 4)?;
         let count = r.u32()?;
+        if count > OBJECT_RANGES_MAX {
+            return Err(damaged("the directory has too many ranges"));
+        }
         let mut pool = [0; 16];
         pool.copy_from_slice(r.bytes(16)?);
         let found = ObjectId { pool, volume: VolumeId(r.u64()?), number: r.u64()? };
@@ -255,12 +261,6 @@ impl Directory {
         hash.as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
     }
 
-    /// Looks `addr` up, which carries the maker's segment number: the range, and the place in it.
-    pub fn find(&self, addr: SlotAddr) -> Option<(&RangeEntry, usize)> {
-        let mut ranges = self.ranges.iter().filter(|range| range.segment == addr.segment());
-        ranges.find_map(|range| Some((range, range.rank(addr.slot())?)))
-    }
-
     /// Verifies a whole object: its length and the digest of its frames.
     pub fn verify_all(&self, object: &[u8]) -> Result<()> {
         let payload = object.get(self.len as usize..).unwrap_or_default();
@@ -275,7 +275,8 @@ fn range(r: &mut Reader<'_>, offset: &mut u64) -> Result<RangeEntry> {
     let (segment, flags) = (SegmentId(r.u32()?), r.u8()?);
     let (first, end) = (u32::from(r.u16()?), u32::from(r.u16()?));
     let kind = if flags & 1 == 0 { SegmentKind::Log } else { SegmentKind::Map };
-    if first >= end || end > SEGMENT_SLOTS || Form::of(flags)? == Form::Same {
+    let known = segment.0 >> SEGMENT_BITS == 0 && Form::of(flags)? != Form::Same;
+    if first >= end || end > SEGMENT_SLOTS || !known {
         return Err(Error::corrupt(format!("object: slots {first} to {end} of segment {} are impossible", segment.0)));
     }
     let bits = unpack(r, Form::of(flags)?, None)?;
@@ -290,6 +291,7 @@ fn range(r: &mut Reader<'_>, offset: &mut u64) -> Result<RangeEntry> {
         }
     }
     let mut batches = Vec::new();
+    let (mut free, mut next) = (first, 0);
     for _ in 0..r.u32()? {
         let (first_lsn, slot, count) = (Lsn(r.u64()?), u32::from(r.u16()?), r.u16()?);
         let mut records = Vec::new();
@@ -297,19 +299,25 @@ fn range(r: &mut Reader<'_>, offset: &mut u64) -> Result<RangeEntry> {
             records.push(Record::decode(r)?);
         }
         let blocks: u64 = records.iter().map(Record::data_blocks).sum();
-        if slot < first || u64::from(slot) + blocks >= u64::from(end) {
-            return Err(Error::corrupt(format!("object: segment {}: a batch outside of its range", segment.0)));
-        }
+        let behind = first_lsn.0.checked_add(count.into()).filter(|_| slot >= free && first_lsn.0 >= next);
+        let Some(behind) = behind.filter(|_| u64::from(slot) + blocks < u64::from(end)) else {
+            return Err(Error::corrupt(format!("object: segment {}: a batch outside of its place", segment.0)));
+        };
+        (free, next) = (slot + 1 + blocks as u32, behind);
         batches.push(BatchEntry { first_lsn, slot, records });
     }
+    if slots.is_empty() && batches.is_empty() {
+        return Err(Error::corrupt(format!("object: a range of segment {} holds nothing", segment.0)));
+    }
     let mut frames = Vec::new();
-    for _ in 0..slots.len().div_ceil(FRAME_SLOTS) {
+    for slots in slots.chunks(FRAME_SLOTS).map(<[u32]>::len) {
         let len = r.u32()?;
         let (raw, len) = (len & RAW != 0, len & !RAW);
-        if len as usize > FRAME_SLOTS * BLOCK {
-            return Err(Error::corrupt(format!("object: a frame of {len} bytes is impossible")));
+        let whole = slots * BLOCK;
+        if len as usize > whole || raw && (len as usize) < whole {
+            return Err(Error::corrupt(format!("object: a frame of {len} bytes for {slots} slots is impossible")));
         }
-        frames.push(Frame { offset: *offset, len, raw });
+        frames.push(Frame { offset: *offset, len, raw, slots });
         *offset += u64::from(len);
     }
     Ok(RangeEntry { segment, kind, first, end, bits, crcs, batches, frames })
@@ -345,19 +353,19 @@ pub fn open_frame(frame: &Frame, stored: &[u8], object: &ObjectId) -> Result<Vec
     if stored.len() != frame.len as usize {
         return Err(damaged());
     }
-    let slots = if frame.raw {
-        stored.to_vec()
-    } else {
-        zstd::bulk::decompress(stored, FRAME_SLOTS * BLOCK).map_err(|_| damaged())?
-    };
-    if slots.len() % BLOCK != 0 {
+    let whole = frame.slots * BLOCK;
+    let slots =
+        if frame.raw { stored.to_vec() } else { zstd::bulk::decompress(stored, whole).map_err(|_| damaged())? };
+    if slots.len() != whole {
         return Err(damaged());
     }
     Ok(slots)
 }
 
-/// The longest directory that is fetched.
-const _: () = assert!(OBJECT_DIRECTORY_MAX < RAW);
+/// Lengths leave room for the bit, and a directory for all that a writer puts into one: a batch's records are shorter
+/// than their slot, and what else there is of a slot, and of a range that holds but one, is shorter than 64 bytes.
+const _: () = assert!(OBJECT_DIRECTORY_MAX < RAW && FRAME_SLOTS * BLOCK < RAW as usize);
+const _: () = assert!(OBJECT_SLOT_BYTES + 64 * OBJECT_RANGES_MAX as usize <= OBJECT_DIRECTORY_MAX as usize);
 
 #[cfg(test)]
 mod tests {
@@ -385,13 +393,13 @@ mod tests {
         let (id, bytes, directory, data) = object();
         assert_eq!(Directory::decode(&bytes, &id).unwrap(), directory);
         directory.verify_all(&bytes).unwrap();
-        let (range, rank) = directory.find(SlotAddr::new(SegmentId(3), 38)).unwrap();
+        let [range] = &directory.ranges[..] else { panic!("one range") };
+        let rank = range.rank(38).unwrap();
         let frame = range.frames[rank / FRAME_SLOTS];
         let stored = &bytes[frame.offset as usize..][..frame.len as usize];
         let slots = open_frame(&frame, stored, &id).unwrap();
         assert_eq!(slots[rank % FRAME_SLOTS * BLOCK..][..BLOCK], data[rank * BLOCK..][..BLOCK]);
-        assert!(directory.find(SlotAddr::new(SegmentId(3), 39)).is_none(), "it was dead");
-        assert!(directory.find(SlotAddr::new(SegmentId(4), 38)).is_none());
+        assert_eq!((range.rank(39), range.rank(40)), (None, None), "the one was dead, the other is not in the range");
     }
 
     #[test]
@@ -408,5 +416,27 @@ mod tests {
             assert!(read.is_err(), "cut at {len}");
         }
         assert!(Directory::decode(&bytes, &ObjectId { number: 6, ..id }).is_err(), "another object's place");
+    }
+
+    #[test]
+    fn what_no_writer_writes_is_damage() {
+        let (id, _, good, _) = object();
+        let refused = |change: &dyn Fn(&mut RangeEntry)| {
+            let mut bad = good.clone();
+            bad.ranges.iter_mut().for_each(change);
+            Directory::decode(&bad.encode(), &id).is_err()
+        };
+        assert!(!refused(&|_| {}));
+        assert!(refused(&|range| range.segment = SegmentId(1 << 27)), "no such segment");
+        assert!(refused(&|range| range.end = 38), "slots behind the range");
+        assert!(refused(&|range| range.batches.push(range.batches[0].clone())), "two batches in one place");
+        assert!(refused(&|range| range.batches[0].first_lsn = Lsn(u64::MAX)), "numbers beyond all numbers");
+        assert!(refused(&|range| range.frames[0] = Frame { raw: true, ..range.frames[0] }), "a raw frame cut short");
+        let nothing = Arc::new([0; BITMAP_WORDS]);
+        let empty = |range: &mut RangeEntry| {
+            (range.bits, range.crcs, range.frames) = (nothing.clone(), Vec::new(), Vec::new());
+        };
+        assert!(!refused(&empty), "records alone");
+        assert!(refused(&|range| (empty(range), range.batches.clear()).1), "a range of nothing");
     }
 }

@@ -129,21 +129,24 @@ pub fn verify(bytes: &[u8], addr: SlotAddr) -> Result<()> {
 }
 
 /// Adds `by` to every address in a verified page of another pool: its segments have other numbers here. The
-/// page's checksum no longer holds.
+/// page's checksum no longer holds. Nodes that overlap, which no writer makes, would be moved twice: they are damage.
 pub fn shift(page: &mut [u8], by: u64) -> Result<()> {
     let damaged = || Error::corrupt("a map page holds addresses that cannot be");
-    for index in 0..word(page, COUNT_AT).ok_or_else(damaged)? {
-        let start = word(page, TABLE_AT + 2 * index).ok_or_else(damaged)?;
+    let nodes = word(page, COUNT_AT).ok_or_else(damaged)?;
+    let mut free = TABLE_AT + 2 * nodes;
+    for index in 0..nodes {
+        let start = word(page, TABLE_AT + 2 * index).filter(|start| *start >= free).ok_or_else(damaged)?;
         let (kind, count, packed) = {
             let index = index.try_into().map_err(|_| damaged())?;
             let node = NodeView::of(page, index)?;
+            free = start + node.bytes.len();
             let kind = node.bytes.first().copied().ok_or_else(damaged)?;
             (kind, node.bitmap.count_ones() as usize, kind & DENSE != 0)
         };
         // Where the first number stands, how many there are, and how many bytes each takes.
         let (at, count, bytes) = match kind {
             DENSE_FULL => (KIND, 1, FRAME - 1),
-            _ if packed => (KIND + BITMAP, 1, FRAME - 1),
+            _ if packed => (KIND + BITMAP, usize::from(count > 0), FRAME - 1),
             0 => (KIND + BITMAP, count, 5),
             _ => (KIND + BITMAP, count, 8),
         };
@@ -151,10 +154,11 @@ pub fn shift(page: &mut [u8], by: u64) -> Result<()> {
         for number in numbers.chunks_exact_mut(bytes) {
             let stored = number.iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b));
             let addr = stored & ((1 << ADDRESS_BITS) - 1);
-            if addr == 0 && bytes == 8 && stored >> 62 == 0 {
+            let hole = bytes == 8 && stored >> 62 == 0;
+            if hole {
                 continue;
             }
-            if (addr + by) >> ADDRESS_BITS != 0 {
+            if addr == 0 || (addr + by) >> ADDRESS_BITS != 0 {
                 return Err(damaged());
             }
             number.copy_from_slice((stored + by).to_le_bytes().get(..bytes).ok_or_else(damaged)?);
@@ -383,6 +387,8 @@ mod tests {
         assert_eq!(node.child(5).unwrap(), Ref::run(SlotAddr(9000 + (5 << 13))));
         assert_eq!(node.child(4).unwrap(), Ref::HOLE);
         assert!(shift(&mut page, HIGHEST).is_err());
+        page.copy_within(TABLE_AT..TABLE_AT + 2, TABLE_AT + 2);
+        assert!(shift(&mut page, 0).is_err(), "two nodes in one place");
         let mut old = page_of(&[0, 0b101, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         shift(&mut old, 1 << 13).unwrap();
         assert_eq!(NodeView::of(&old, 0).unwrap().slot(0).unwrap(), 0x05_0403_0201 + (1 << 13));

@@ -228,10 +228,14 @@ impl Pool {
             return Err(Error::corrupt(format!("the manifest of {:?} has no head", manifest.name)));
         }
         for entry in &manifest.roots {
+            let moved = |addr: SlotAddr| {
+                let moved = Some(SlotAddr(addr.0 + by)).filter(|moved| moved.0 >> SlotAddr::BITS == 0);
+                moved.ok_or_else(|| Error::corrupt("a manifest refers to more than there can be"))
+            };
             let top = match Ref::from_stored(entry.top)?.target() {
                 Target::Hole => Ref::HOLE,
-                Target::Run(addr) => Ref::run(SlotAddr(addr.0 + by)),
-                Target::Page(addr, node) => Ref::page(SlotAddr(addr.0 + by), node),
+                Target::Run(addr) => Ref::run(moved(addr)?),
+                Target::Page(addr, node) => Ref::page(moved(addr)?, node),
                 Target::Memory(_) => return Err(Error::corrupt("a manifest refers into memory")),
             };
             let map = MapRoot { top, level: entry.level };

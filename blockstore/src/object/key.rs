@@ -45,13 +45,15 @@ mod tests {
 
     #[test]
     fn keys_stay_inside_their_folder() {
-        for good in ["a", "a/b", "seg/0000-1f.cairn", "A_b", "a..b", &"k".repeat(KEY_BYTES_MAX)] {
+        let part = "k".repeat(COMPONENT_BYTES_MAX);
+        let longest = format!("{part}/{}/k", &part[1..]);
+        assert_eq!(longest.len(), KEY_BYTES_MAX);
+        for good in ["a", "a/b", "seg/0000-1f.cairn", "A_b", "a..b", &part, &longest] {
             check_key(good).unwrap();
         }
-        let long = "k".repeat(KEY_BYTES_MAX + 1);
-        for bad in
-            ["", "/", "/a", "a/", "a//b", "..", "../a", "a/../b", "a/.", ".tmp/x", "a b", "a\0", "ä", "a%2f", &long]
-        {
+        let (part, key) = (format!("a/{part}k"), format!("{longest}k"));
+        let bad = ["", "/", "/a", "a/", "a//b", "..", "../a", "a/../b", "a/.", ".tmp/x", "a b", "a\0", "ä", "a%2f"];
+        for bad in bad.into_iter().chain([part.as_str(), &key]) {
             assert_eq!(check_key(bad).unwrap_err().kind, StoreErrorKind::Invalid, "{bad:?}");
         }
     }

@@ -594,7 +594,7 @@ fn group(ranges: Vec<Slots>, pool: [u8; 16], first: u64) -> Vec<Task> {
         // Each log begins an object of its own.
         let mut room = None;
         for slots in ranges {
-            let bytes = slots.live.iter().map(|w| w.count_ones() as usize).sum::<usize>() * BLOCK;
+            let bytes = weight(&slots) * BLOCK;
             let fits = room.is_some_and(|room| bytes <= room);
             match tasks.last_mut().filter(|_| fits) {
                 Some(task) => task.ranges.push(slots),
@@ -608,6 +608,13 @@ fn group(ranges: Vec<Slots>, pool: [u8; 16], first: u64) -> Vec<Task> {
         }
     }
     tasks
+}
+
+/// Slots that a range brings into its object, or of which at most the records: it is never 0.
+fn weight(slots: &Slots) -> usize {
+    let count = |first| within(&slots.live, first, slots.end).iter().map(|w| w.count_ones() as usize).sum::<usize>();
+    let records_from = slots.records_from.max(slots.first);
+    count(slots.first) + (slots.end.saturating_sub(records_from) as usize).saturating_sub(count(records_from))
 }
 
 /// Bytes as people write them.

@@ -230,7 +230,8 @@ impl UploadJob {
                 let addr = SlotAddr::new(segment.id, *slot);
                 return Err(Error::corrupt(format!("{addr} is in use and in no object: the round is not put")));
             }
-            if !parts.is_empty() {
+            // What the tail's replay releases is listed, too: whoever takes the volume over keeps a number free for it.
+            if !parts.is_empty() || lived(&self.anchor, segment.id) {
                 let parts = SegmentParts { kind: segment.kind, volume: segment.volume, parts };
                 manifest.segments.insert(segment.id, parts);
             }
@@ -247,6 +248,13 @@ fn roots_of(anchor: &Anchor, volume: VolumeId) -> Vec<RootEntry> {
     let own = || anchor.roots.iter().filter(|root| root.volume == volume);
     let ids: BTreeSet<RootId> = own().map(|root| root.id).collect();
     own().map(|root| RootEntry { parent: root.parent.filter(|id| ids.contains(id)), ..root.clone() }).collect()
+}
+
+/// Whether anything in a segment lived in an anchor.
+fn lived(anchor: &Anchor, id: SegmentId) -> bool {
+    let at = anchor.segments.binary_search_by_key(&id, |s| s.id).ok();
+    let segment = at.and_then(|at| anchor.segments.get(at));
+    segment.is_some_and(|segment| segment.bits.iter().any(|word| *word != 0))
 }
 
 /// Where the part of a segment begins that an anchor does not cover.
