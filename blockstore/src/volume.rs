@@ -83,10 +83,7 @@ impl Pool {
     /// The head of `volume`, or its checkpoint `name`, for reading.
     pub fn view(&self, volume: VolumeId, name: Option<CheckpointName>) -> Result<View> {
         let found = self.volume(volume)?;
-        if self.is_arriving(volume) {
-            let text = format!("volume {:?} is being attached: try again in a moment", found.name);
-            return Err(Error::new(ErrorKind::Busy, text));
-        }
+        self.not_arriving(volume)?;
         let root = match name {
             None => found.head,
             Some(name) => *found.checkpoints.get(&name).ok_or_else(|| {

@@ -334,3 +334,109 @@ fn what_died_between_anchor_and_cut_is_nobody_elses() {
     let expected: Vec<u8> = (0..64 * BLOCK).map(|at| if at < 10 * BLOCK { 2 } else { 0 }).collect();
     assert!(second.contents("disk", None) == expected);
 }
+
+#[test]
+fn an_attachment_that_was_interrupted_is_done_again() {
+    let store = SimStore::new(1);
+    let mut first = Host::new(&store, "first");
+    first.create("disk", 64 * BLOCK);
+    first.write("disk", 0, 1, 10);
+    first.sync();
+    let mut second = Host::new(&store, "second");
+    let job = second.pool.attach_job("disk", true).unwrap();
+    job.run().unwrap();
+    let id = second.pool.attached(job).unwrap();
+    second.pool.anchor(Cleaning::Busy).unwrap();
+    // Nothing can be promised yet.
+    assert_eq!(second.pool.write(id, 0, &[2; BLOCK]).unwrap_err().kind(), ErrorKind::Busy);
+    assert!(second.pool.create_checkpoint(id, "").is_err());
+    assert!(second.pool.view(id, None).is_err());
+    let mut second = Host::open(second.disk.after_kill(), second.tier);
+    assert!(second.pool.volume_id("disk").is_err(), "it was given up");
+    second.attach("disk", false).unwrap();
+    assert_eq!(second.contents("disk", None)[9 * BLOCK], 1);
+}
+
+#[test]
+fn a_name_clash_with_a_volume_that_changed_hands() {
+    let store = SimStore::new(1);
+    let mut first = Host::new(&store, "first");
+    first.create("disk", 64 * BLOCK);
+    first.write("disk", 0, 1, 10);
+    first.sync();
+    let mut second = Host::new(&store, "second");
+    second.attach("disk", true).unwrap();
+    second.write("disk", 0, 5, 1);
+    second.sync();
+    let mut third = Host::new(&store, "third");
+    let id = third.create("disk", 64 * BLOCK);
+    third.pool.anchor(Cleaning::Busy).unwrap();
+    third.write("disk", 3, 7, 1);
+    third.pool.flush(id).unwrap();
+    let mut third = Host::open(third.disk.after_kill(), third.tier);
+    assert!(matches!(third.pool.remote_status(id).unwrap().standing, Standing::Refused(_)));
+    assert_eq!(third.contents("disk", None)[3 * BLOCK], 7);
+}
+
+#[test]
+fn a_replayed_creation_is_uploaded() {
+    let store = SimStore::new(1);
+    let mut first = Host::new(&store, "first");
+    let id = first.create("disk", 64 * BLOCK);
+    first.write("disk", 0, 1, 10);
+    first.pool.flush(id).unwrap();
+    let mut first = Host::open(first.disk.after_kill(), first.tier);
+    first.sync();
+    first.write("disk", 1, 1, 10);
+    first.sync();
+    assert!(first.pool.remote_status(id).is_some_and(|s| s.manifest > 0));
+}
+
+#[test]
+fn a_volume_goes_through_many_hands() {
+    let store = SimStore::new(9);
+    let mut host = Host::new(&store, "h0");
+    host.create("disk", 256 * BLOCK);
+    let mut expected = vec![0; 256 * BLOCK];
+    for turn in 1..12usize {
+        for k in 0..6 {
+            let at = (turn * 37 + k * 11) % 250;
+            host.write("disk", at, (turn * 7 + k) as u8, 5);
+            expected[at * BLOCK..(at + 5) * BLOCK].fill((turn * 7 + k) as u8);
+            let id = host.id("disk");
+            match k {
+                2 => {
+                    host.pool.seal_log(id).unwrap();
+                    host.pool.anchor(Cleaning::Busy).unwrap();
+                }
+                3 => {
+                    let (info, job) = host.pool.create_checkpoint(id, "").unwrap();
+                    host.pool.finish(job).unwrap();
+                    if turn % 2 == 0 {
+                        let job = host.pool.delete_checkpoint(id, info.name).unwrap();
+                        host.pool.finish(job).unwrap();
+                    }
+                }
+                4 => host.pool.maintain().unwrap(),
+                _ => {}
+            }
+            if k % 2 == 1 {
+                host.sync();
+            }
+        }
+        host.sync();
+        let mut next = Host::new(&store, &format!("h{turn}"));
+        let other = next.create("other", 256 * BLOCK);
+        for block in 0..turn * 3 {
+            next.write("other", block * 2, 99, 2);
+            next.pool.seal_log(other).unwrap();
+        }
+        next.attach("disk", true).unwrap();
+        assert!(next.contents("disk", None) == expected, "turn {turn}");
+        next.pool.maintain().unwrap();
+        next.sync();
+        let check = next.pool.check().unwrap();
+        assert!(check.problems.is_empty(), "turn {turn} {:?}", check.problems);
+        host = next;
+    }
+}

@@ -237,6 +237,8 @@ fn manifest() -> Manifest {
         next_checkpoint: 4,
         next_auto: 2,
         durability: Durability::Remote,
+        next_segment: 0x0300,
+        predecessors: vec![(*b"another pool's!!", VolumeId(2))],
         roots,
         origins: vec![Origin { first: SegmentId(2), last: SegmentId(3), shift: 1 }],
         objects: [

@@ -119,6 +119,10 @@ pub struct Manifest {
     pub next_auto: u32,
     /// What its flushes wait for.
     pub durability: Durability,
+    /// No number of a segment in it, nor in its map pages, reaches this.
+    pub next_segment: u32,
+    /// Whose it was before, and under which number there; the last is the latest.
+    pub predecessors: Vec<([u8; 16], VolumeId)>,
     /// Head, checkpoints and ghosts; a parent that is not among them is left out.
     pub roots: Vec<RootEntry>,
     /// Taken over from elsewhere, by first segment.
@@ -192,6 +196,12 @@ impl Manifest {
         out.put_u32(self.next_checkpoint);
         out.put_u32(self.next_auto);
         out.put_u32(self.durability.bits());
+        out.put_u32(self.next_segment);
+        out.put_u32(self.predecessors.len() as u32);
+        for (pool, volume) in &self.predecessors {
+            out.extend_from_slice(pool);
+            out.put_u64(volume.0);
+        }
         out.put_u32(self.roots.len() as u32);
         self.roots.iter().for_each(|root| put_root(&mut out, root));
         out.put_u32(self.origins.len() as u32);
@@ -306,12 +316,17 @@ impl Manifest {
             next_checkpoint: r.u32()?,
             next_auto: r.u32()?,
             durability: Durability::of_bits(r.u32()?),
+            next_segment: r.u32()?,
+            predecessors: predecessors(r)?,
             roots: Vec::new(),
             origins: Vec::new(),
             objects: BTreeMap::new(),
             segments: BTreeMap::new(),
             tail: Vec::new(),
         };
+        if u64::from(manifest.next_segment) > 1 << SEGMENT_BITS {
+            return Err(Error::corrupt("it names more segments than there can be"));
+        }
         for _ in 0..r.u32()? {
             manifest.roots.push(root(r)?);
         }
@@ -345,7 +360,7 @@ impl Manifest {
                 other => return Err(Error::corrupt(format!("segment kind {other} is unknown"))),
             };
             let behind = manifest.segments.last_key_value().is_none_or(|(before, _)| *before < id);
-            if id.0 >> SEGMENT_BITS != 0 || !behind {
+            if id.0 >= manifest.next_segment || !behind {
                 return Err(Error::corrupt(format!("segment {} is out of place", id.0)));
             }
             let mut parts: Vec<Part> = Vec::new();
@@ -385,6 +400,14 @@ fn unpack(packed: &[u8], len: u64) -> std::io::Result<Vec<u8>> {
     let mut body = Vec::new();
     decoder.take(len + 1).read_to_end(&mut body)?;
     Ok(body)
+}
+
+fn predecessors(r: &mut Reader<'_>) -> Result<Vec<([u8; 16], VolumeId)>> {
+    let mut predecessors = Vec::new();
+    for _ in 0..r.u32()? {
+        predecessors.push((sixteen(r)?, VolumeId(r.u64()?)));
+    }
+    Ok(predecessors)
 }
 
 fn sixteen(r: &mut Reader<'_>) -> Result<[u8; 16]> {
@@ -429,6 +452,8 @@ mod tests {
             next_checkpoint: 1,
             next_auto: 1,
             durability: Durability::Local,
+            next_segment: 10,
+            predecessors: vec![([8; 16], VolumeId(2))],
             roots: vec![root],
             origins: vec![Origin { first: SegmentId(5), last: SegmentId(9), shift: 4 }],
             objects: [(object, info)].into(),

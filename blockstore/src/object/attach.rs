@@ -68,6 +68,8 @@ impl AttachJob {
         let tail = self.tail(&newest)?;
         let mut nonce = [0; 16];
         self.tier.entropy.fill(&mut nonce);
+        let mut predecessors = newest.predecessors.clone();
+        predecessors.push((newest.maker, newest.volume));
         // The maker's own words, so that they hold by themselves until this pool has something to say.
         let claim = Manifest {
             number: newest.number + 1,
@@ -77,6 +79,7 @@ impl AttachJob {
             pool: self.pool,
             pool_epoch: self.pool_epoch,
             time_us: self.time_us,
+            predecessors,
             ..newest
         };
         match put_manifest(store, claim, &[])? {
@@ -182,18 +185,16 @@ impl Pool {
         Ok(id)
     }
 
-    /// Numbers for the manifest's segments; returns the distance from the maker's.
+    /// Numbers for all segments that the manifest and its map pages can name, dead ones, too: what is stale in a
+    /// state that is being given back must name nobody else's. Returns the distance from the maker's.
     fn reserve_numbers(&mut self, manifest: &Manifest) -> Result<u32> {
-        let first = manifest.segments.keys().next().map_or(0, |id| id.0);
-        let last = manifest.segments.keys().next_back().map_or(0, |id| id.0);
-        // Always upwards: addresses can be added to, without a sign.
-        let base = self.segments.next_id.max(first);
-        let end = u64::from(base) + u64::from(last - first) + 1;
+        let shift = self.segments.next_id;
+        let end = u64::from(shift) + u64::from(manifest.next_segment);
         if end >> SEGMENT_BITS != 0 {
             return Err(Error::new(ErrorKind::NoSpace, "the pool has no segment numbers left for this volume"));
         }
         self.segments.next_id = end as u32;
-        Ok(base - first)
+        Ok(shift)
     }
 
     fn import_segments(&mut self, manifest: &Manifest, volume: VolumeId, shift: u32) {

@@ -202,10 +202,13 @@ impl Pool {
         self.tier.as_ref().is_some_and(|tier| tier.farewells.contains_key(&id))
     }
 
-    /// Whether a volume was taken over so lately that there is no manifest of our own: it could be lost again.
-    pub(crate) fn is_arriving(&self, id: VolumeId) -> bool {
+    /// Refuses to use a volume that was taken over so lately that there is no manifest of our own yet.
+    pub(crate) fn not_arriving(&self, id: VolumeId) -> Result<()> {
         let last = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)?.last.as_ref());
-        last.is_some_and(|last| last.maker != self.pool_id)
+        if last.is_some_and(|last| last.maker != self.pool_id) {
+            return Err(arriving());
+        }
+        Ok(())
     }
 
     /// What has been sent so far.
@@ -229,7 +232,8 @@ impl Pool {
         let standing = self.tier.as_ref().and_then(|tier| Some(&tier.chains.get(&volume)?.standing));
         match standing {
             Some(Standing::Fenced(why)) => Err(Error::new(ErrorKind::Fenced, why.clone())),
-            _ => Ok(()),
+            Some(Standing::Interrupted) => Err(arriving()),
+            _ => self.not_arriving(volume),
         }
     }
 
@@ -288,6 +292,7 @@ impl Pool {
                 nonce,
                 pending: chain.pending.clone(),
                 tenure: Tenure::Owned,
+                predecessors: chain.last.as_ref().map_or_else(Vec::new, |last| last.predecessors.clone()),
                 owners,
                 whole: None,
             });
@@ -303,6 +308,7 @@ impl Pool {
                 nonce,
                 pending: farewell.pending.clone(),
                 tenure,
+                predecessors: Vec::new(),
                 owners: BTreeSet::new(),
                 whole: Some(Box::new(farewell.manifest.clone())),
             });
@@ -330,6 +336,7 @@ impl Pool {
             parts: remote.parts.clone(),
             objects: remote.objects.clone(),
             origins: remote.origins.clone(),
+            next_segment: self.segments.next_id,
             chapters,
             next_task: AtomicUsize::new(0),
             puts: Mutex::default(),
@@ -427,8 +434,7 @@ impl Pool {
                     hex(&manifest.pool)
                 )
             };
-            // A volume that was taken over from elsewhere exists here only with the store's word for it.
-            let was_ours = chain.last.is_some() || manifest.epoch > chain.epoch;
+            let was_ours = chain.last.is_some() || manifest.predecessors.contains(&(pool_id, id));
             chain.standing = if was_ours { Standing::Fenced(text) } else { Standing::Refused(text) };
             return Ok(());
         }
@@ -451,6 +457,8 @@ impl Pool {
         let next = self.next_lsn;
         if let Some(tier) = &mut self.tier {
             tier.structure = next;
+            // Of some the replay has brought the creation.
+            self.volumes.keys().for_each(|id| drop(tier.chains.entry(*id).or_insert_with(|| Chain::new(next))));
             tier.chains.values_mut().for_each(|chain| chain.changed = next);
         }
         self.refuse_older();
@@ -581,6 +589,11 @@ fn copied_back(name: &str) -> String {
         "the pool's folder is older than what it has put into the object store of {name:?}: was it copied back? Delete \
          the volume here and attach it again"
     )
+}
+
+/// Nothing can be promised for a volume before a manifest of our own is there.
+fn arriving() -> Error {
+    Error::new(ErrorKind::Busy, "the volume is being attached: try again in a moment")
 }
 
 /// Puts ranges of one log together into objects.

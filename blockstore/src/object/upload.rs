@@ -65,6 +65,8 @@ pub(crate) struct Chapter {
     /// Nonces that earlier rounds may have put under this number.
     pub pending: Vec<[u8; 16]>,
     pub tenure: Tenure,
+    /// Whose it was before.
+    pub predecessors: Vec<([u8; 16], VolumeId)>,
     /// Volumes whose logs hold blocks of this one.
     pub owners: BTreeSet<VolumeId>,
     /// What is put as it is, whatever the anchor says: the last word on a volume that is no longer here.
@@ -102,6 +104,7 @@ pub struct UploadJob {
     pub(crate) parts: Arc<BTreeMap<SegmentId, Vec<Part>>>,
     pub(crate) objects: Arc<BTreeMap<ObjectId, ObjectInfo>>,
     pub(crate) origins: Vec<Origin>,
+    pub(crate) next_segment: u32,
     pub(crate) chapters: Vec<Chapter>,
     pub(crate) next_task: AtomicUsize,
     pub(crate) puts: Mutex<BTreeMap<ObjectId, Put>>,
@@ -195,6 +198,8 @@ impl UploadJob {
             next_checkpoint: entry.next_checkpoint,
             next_auto: entry.next_auto,
             durability: entry.durability,
+            next_segment: self.next_segment,
+            predecessors: chapter.predecessors.clone(),
             roots: roots_of(&self.anchor, chapter.volume),
             origins: Vec::new(),
             objects: BTreeMap::new(),
