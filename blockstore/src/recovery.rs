@@ -159,6 +159,7 @@ impl Pool {
             counts: HashMap::new(),
             structural: Vec::new(),
             reserve: Reserve::default(),
+            appended_bytes: 0,
         };
         pool.anchors.bytes = bytes;
         pool.anchors.live_blocks = pool.segments.table.live_blocks;

@@ -1,6 +1,7 @@
 //! How much slower an honest client is answered while another one misbehaves:
-//! `cargo bench -p nbd-server --bench hostile_p99`. Attackers, daemon and honest client share the
-//! machine's cores, so the figures contain the attackers' own computing.
+//! `cargo bench -p nbd-server --bench hostile_p99`; a word behind `--` picks the attacks whose names contain
+//! it. Attackers, daemon and honest client share the machine's cores, so the figures contain the
+//! attackers' own computing.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -31,7 +32,8 @@ fn main() {
     };
     let mut alone = percentiles(&mut honest);
     show("none", alone, alone[1]);
-    for (name, attack) in ATTACKS {
+    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    for (name, attack) in ATTACKS.into_iter().filter(|(name, _)| name.contains(&only)) {
         show(name, during(attack, 1, &daemon.socket(), || percentiles(&mut honest)), alone[1]);
     }
     alone = percentiles(&mut honest);

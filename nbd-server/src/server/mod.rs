@@ -15,6 +15,7 @@ mod conn;
 mod flush;
 mod listen;
 mod long;
+mod pace;
 mod turns;
 
 use crate::audits::AuditCall;
@@ -29,6 +30,7 @@ use conn::Conn;
 use flush::Syncing;
 pub use listen::Listen;
 use listen::{explain, listen_unix, Listener};
+use pace::Pace;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -94,6 +96,7 @@ pub struct Server {
     next_token: u64,
     workers: Workers,
     syncing: HashMap<VolumeId, Syncing>,
+    pace: Pace,
     metrics: Metrics,
     spares: usize,
     tls: Option<Tls>,
@@ -153,6 +156,7 @@ impl Server {
             next_token,
             workers,
             syncing: HashMap::new(),
+            pace: Pace::default(),
             metrics: Metrics::default(),
             spares: options.spares,
             tls: options.tls,
