@@ -59,8 +59,16 @@ pub trait File: Send + Sync {
     fn wait_for_writeback(&self, _offset: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }
-    /// Makes sure that `len` bytes of space exist, where the medium can tell.
+    /// Makes sure that `len` bytes of space exist. Where the file system cannot, it says so or does nothing.
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Bytes the file occupies.
     fn allocated(&self) -> io::Result<u64>;
+}
+
+/// As [`File::allocate`], for who can do without: a file system that cannot promise space does not lack it.
+pub(crate) fn allocate(file: &dyn File, len: u64) -> io::Result<()> {
+    match file.allocate(len) {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported || e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        outcome => outcome,
+    }
 }

@@ -194,11 +194,7 @@ impl File for OsFile {
         if done == 0 {
             return Ok(());
         }
-        match io::Error::last_os_error() {
-            // Some file systems cannot: that is no lack of space.
-            e if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            e => Err(e),
-        }
+        Err(io::Error::last_os_error())
     }
 
     fn allocated(&self) -> io::Result<u64> {
