@@ -192,7 +192,7 @@ impl Server {
             let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
             let more = self.background();
             self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
-            for &(token, _) in &events {
+            for &(token, ready) in &events {
                 match token {
                     TOKEN_SIGNAL => running = false,
                     TOKEN_WAKE => {
@@ -205,7 +205,7 @@ impl Server {
                         self.accept_nbd((token - TOKEN_LISTEN) as usize);
                     }
                     token => {
-                        self.serve(token);
+                        self.serve(token, ready);
                         // Taken last: a sync may have taken longer than the loop spins.
                         self.last_activity = Instant::now();
                     }

@@ -25,13 +25,17 @@ const OUTPUT_KEPT: usize = 8 << 20;
 
 impl Server {
     /// Reads what a client sent, carries it out, and sends the replies.
-    pub(super) fn serve(&mut self, token: u64) {
+    pub(super) fn serve(&mut self, token: u64, ready: u32) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
         if conn.sent < conn.out.len() {
             // What is readable can wait until the client has read its replies.
             return self.send(token);
         }
         if conn.yielded || conn.held {
+            if ready & poll::GONE != 0 {
+                // Nobody would hear the replies to what is left.
+                self.close(token, "it hung up");
+            }
             return;
         }
         match fill(conn) {
