@@ -41,6 +41,13 @@ impl Pace {
         self.flushes[0] = Some((client, now));
     }
 
+    /// `client` is gone: nobody waits for its flushes.
+    pub(super) fn forget(&mut self, client: u64) {
+        for flush in &mut self.flushes {
+            *flush = flush.filter(|(of, _)| *of != client);
+        }
+    }
+
     /// Whether a client other than this one flushes.
     pub(super) fn is_beside_flushes(&self, client: u64, now: Instant) -> bool {
         self.flushes.iter().flatten().any(|(other, at)| *other != client && now.duration_since(*at) < EXPECTED)
@@ -107,5 +114,7 @@ mod tests {
         (1101..1110).for_each(|ms| pace.note_flush(1, at(ms)));
         assert!(pace.is_beside_flushes(1, at(1110)) && pace.is_beside_flushes(2, at(1110)));
         assert!(!pace.is_beside_flushes(1, at(2101)));
+        pace.forget(1);
+        assert!(!pace.is_beside_flushes(2, at(1110)) && pace.is_beside_flushes(1, at(1110)), "one is gone");
     }
 }

@@ -215,6 +215,7 @@ impl Server {
 
     pub(super) fn close(&mut self, token: u64, why: &str) {
         if let Some(conn) = self.conns.remove(&token) {
+            self.pace.forget(token);
             match &conn.role {
                 Role::Session(session) => info!(client = token, export = session.export(), why, "a client has gone"),
                 Role::Control => debug!(client = token, why, "a command connection has ended"),
