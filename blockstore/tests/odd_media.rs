@@ -10,14 +10,17 @@ use std::sync::{Arc, Mutex};
 const BLOCK: usize = 4096;
 const SIZE: u64 = 64 << 20;
 
+/// Bytes of a file.
+type Spot = (String, Range<u64>);
+
 /// A simulated disk with its faults.
 #[derive(Clone)]
 struct Odd {
     disk: Arc<dyn Disk>,
     /// What allocating space ends with.
     allocate: Option<i32>,
-    /// Bytes of a file that cannot be read.
-    bad: Arc<Mutex<Option<(String, Range<u64>)>>>,
+    /// What cannot be read.
+    bad: Arc<Mutex<Option<Spot>>>,
 }
 
 impl Odd {
