@@ -28,6 +28,8 @@ pub enum Job {
     Clean(CleanJob, Urgency),
     /// Start write-back of a range.
     WriteBack(WriteBack),
+    /// Write back a range that a client waits for.
+    Await(u64, WriteBack, Arc<dyn Disk>),
     /// Prepare a segment; at once, or when there is time.
     Spare(SegmentId, Arc<dyn Disk>, Urgency),
     /// Upload, or look something up in the object store.
@@ -51,6 +53,8 @@ pub enum Done {
     Flush(FlushJob, io::Result<()>),
     /// What of a log could be synced ahead was.
     Settle(FlushJob, io::Result<()>),
+    /// What a client waited for is written back.
+    Awaited(u64, io::Result<()>),
     /// An anchor was installed.
     Anchor(Box<AnchorJob>, io::Result<()>),
     /// A segment file was cleaned.
@@ -124,7 +128,7 @@ impl Workers {
         let to = match job {
             Job::Flush(_) => &self.sync,
             Job::Settle(_) => &self.settle,
-            Job::WriteBack(..) => &self.write_back,
+            Job::WriteBack(..) | Job::Await(..) => &self.write_back,
             Job::Tier(_) | Job::Attach(..) => match (&self.upload, &job) {
                 (Some((rounds, _)), Job::Tier(_)) => rounds,
                 (Some((_, claims)), _) => claims,
@@ -181,6 +185,7 @@ fn run(job: Job) -> Option<Done> {
             range.start();
             None
         }
+        Job::Await(client, range, disk) => Some(Done::Awaited(client, range.wait(&*disk))),
         Job::Spare(id, disk, _) => Some(Done::Spare(id, prepare_segment(&disk, id))),
         Job::Tier(job) => {
             let outcome = match &job {

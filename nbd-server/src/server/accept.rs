@@ -48,6 +48,8 @@ impl Server {
             why: "it ended the negotiation, or broke the protocol",
             more: false,
             yielded: false,
+            held: false,
+            unwritten: 0,
             temporary: None,
             waiting: 0,
         };

@@ -98,6 +98,7 @@ impl Server {
                         error!(error = %e, "the log could not be synced");
                     }
                 }
+                Done::Awaited(client, outcome) => self.taken_by_disk(client, outcome),
                 Done::Anchor(job, outcome) => {
                     self.metrics.anchors += 1;
                     debug!(ok = outcome.is_ok(), "anchor written");

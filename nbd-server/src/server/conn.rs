@@ -67,6 +67,10 @@ pub(super) struct Conn {
     pub more: bool,
     /// Among `Server::yielded`.
     pub yielded: bool,
+    /// Not read until the disk has taken what it wrote (see `pace`).
+    pub held: bool,
+    /// Log bytes it has written beside clients that flush, since it was last held or synced.
+    pub unwritten: u64,
     /// A volume that ends with the connection.
     pub temporary: Option<VolumeId>,
     /// Replies that wait for a sync.

@@ -15,6 +15,7 @@ mod conn;
 mod flush;
 mod listen;
 mod long;
+mod pace;
 mod tier;
 mod turns;
 
@@ -31,6 +32,7 @@ use conn::Conn;
 use flush::Syncing;
 pub use listen::Listen;
 use listen::{explain, listen_unix, Listener};
+use pace::Pace;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -103,6 +105,7 @@ pub struct Server {
     next_token: u64,
     workers: Workers,
     syncing: HashMap<VolumeId, Syncing>,
+    pace: Pace,
     metrics: Metrics,
     spares: usize,
     tls: Option<Tls>,
@@ -170,6 +173,7 @@ impl Server {
             next_token,
             workers,
             syncing: HashMap::new(),
+            pace: Pace::default(),
             metrics: Metrics::default(),
             spares: options.spares,
             tls: options.tls,
@@ -205,7 +209,7 @@ impl Server {
             let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
             let more = self.background();
             self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
-            for &(token, _) in &events {
+            for &(token, ready) in &events {
                 match token {
                     TOKEN_SIGNAL => running = false,
                     TOKEN_WAKE => {
@@ -218,7 +222,7 @@ impl Server {
                         self.accept_nbd((token - TOKEN_LISTEN) as usize);
                     }
                     token => {
-                        self.serve(token);
+                        self.serve(token, ready);
                         // Taken last: a sync may have taken longer than the loop spins.
                         self.last_activity = Instant::now();
                     }

@@ -2,6 +2,7 @@
 
 use super::conn::{fill, make_room, Conn, Role, Socket};
 use super::flush::Waiter;
+use super::pace::HOLD_BYTES;
 use super::Server;
 use crate::exports::{resolve, PoolExports};
 use crate::jobs::Job;
@@ -24,13 +25,17 @@ const OUTPUT_KEPT: usize = 8 << 20;
 
 impl Server {
     /// Reads what a client sent, carries it out, and sends the replies.
-    pub(super) fn serve(&mut self, token: u64) {
+    pub(super) fn serve(&mut self, token: u64, ready: u32) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
         if conn.sent < conn.out.len() {
             // What is readable can wait until the client has read its replies.
             return self.send(token);
         }
-        if conn.yielded {
+        if conn.yielded || conn.held {
+            if ready & poll::GONE != 0 {
+                // Nobody would hear the replies to what is left.
+                self.close(token, "it hung up");
+            }
             return;
         }
         match fill(conn) {
@@ -125,9 +130,11 @@ impl Server {
 
     fn transmit(&mut self, token: u64) {
         let mut waits = Vec::new();
+        let (paced, before) = (self.pace.is_beside_flushes(token, Instant::now()), self.pool.appended_bytes());
         let Some(conn) = self.conns.get_mut(&token) else { return };
         let Role::Session(session) = &mut conn.role else { return };
         let volume = session.view.volume;
+        session.small_pieces = paced;
         let input = &conn.input[conn.start..conn.end];
         let (used, next) = session.process(&mut self.pool, &mut self.metrics, input, &mut conn.out, &mut waits);
         conn.start += used;
@@ -138,6 +145,8 @@ impl Server {
             Next::Read(whole) => make_room(conn, whole),
             Next::Send | Next::Yield => {}
         }
+        conn.unwritten = if paced { conn.unwritten + self.pool.appended_bytes() - before } else { 0 };
+        let hold = conn.unwritten >= HOLD_BYTES;
         match self.pool.take_writeback(volume) {
             // Now, so that the disk works while the reply travels and the client prepares its flush.
             Some(range) if range.urgent => range.start(),
@@ -150,6 +159,9 @@ impl Server {
         if !waits.is_empty() {
             waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));
             self.start_sync(volume);
+        }
+        if hold {
+            self.hold(token, volume);
         }
     }
 
@@ -173,7 +185,7 @@ impl Server {
             let why = conn.why;
             return self.close(token, why);
         }
-        let reads = !conn.closing && conn.waiting < WAITS_MAX;
+        let reads = !conn.closing && !conn.held && conn.waiting < WAITS_MAX;
         if conn.more && reads && !conn.yielded {
             conn.yielded = true;
             self.yielded.push_back(token);
@@ -203,6 +215,7 @@ impl Server {
 
     pub(super) fn close(&mut self, token: u64, why: &str) {
         if let Some(conn) = self.conns.remove(&token) {
+            self.pace.forget(token);
             match &conn.role {
                 Role::Session(session) => info!(client = token, export = session.export(), why, "a client has gone"),
                 Role::Control => debug!(client = token, why, "a command connection has ended"),

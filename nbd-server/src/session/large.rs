@@ -9,7 +9,7 @@
 //!
 //! Not here: what a request may do (`Session::bounds`).
 
-use super::{Session, PIECE, READ_PIECE};
+use super::{Session, PIECE, READ_PIECE, SMALL_PIECE};
 use crate::metrics::Metrics;
 use crate::nbd::{self, Command, Errno, Request};
 use blockstore::{Ahead, Error, Pool};
@@ -18,6 +18,8 @@ use blockstore::{Ahead, Error, Pool};
 pub struct Large {
     request: Request,
     done: u64,
+    /// Bytes of the piece under way that is arriving: the same until it is there.
+    arriving: Option<usize>,
     /// A payload whose request has failed already.
     failed: Option<(Errno, String)>,
     /// What of the next piece, which is still arriving, is in the log already.
@@ -39,21 +41,28 @@ pub enum Piece {
 impl Large {
     /// Starts one; `refused` says that its payload is only passed over.
     pub fn new(request: Request, refused: Option<(Errno, &str)>) -> Self {
-        Self { request, done: 0, failed: refused.map(|(errno, why)| (errno, why.to_owned())), ahead: Ahead::default() }
+        Self {
+            request,
+            done: 0,
+            arriving: None,
+            failed: refused.map(|(errno, why)| (errno, why.to_owned())),
+            ahead: Ahead::default(),
+        }
     }
 
-    /// Length of the next piece.
-    fn piece(&self, whole: u64) -> usize {
+    /// Length of the next piece, of at most `most` bytes.
+    fn piece(&self, whole: u64, most: usize) -> usize {
         let at = self.request.offset.wrapping_add(self.done);
         let skew = at % blockstore::limits::BLOCK_U64;
-        let most = if self.request.command == Command::Read { READ_PIECE } else { PIECE };
         (whole - self.done).min(most as u64 - skew) as usize
     }
 
     /// Takes one piece of the payload from `input`.
     pub fn store(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics, input: &[u8]) -> Piece {
         let whole = u64::from(self.request.payload);
-        let want = self.piece(whole);
+        let most = if session.small_pieces { SMALL_PIECE } else { PIECE };
+        let want = self.arriving.unwrap_or_else(|| self.piece(whole, most));
+        self.arriving = Some(want);
         let used = if self.failed.is_some() { want.min(input.len()) } else { want };
         let (volume, at) = (session.view.volume, self.request.offset.wrapping_add(self.done));
         let Some(data) = input.get(..used).filter(|data| !data.is_empty()) else {
@@ -69,6 +78,7 @@ impl Large {
             }
         }
         self.done += used as u64;
+        self.arriving = None;
         if self.done < whole {
             return Piece::More(used);
         }
@@ -79,7 +89,7 @@ impl Large {
     /// Appends one piece of the data to `out`.
     pub fn load(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics, out: &mut Vec<u8>) -> Piece {
         let (request, whole) = (self.request, self.request.length);
-        let len = self.piece(whole);
+        let len = self.piece(whole, READ_PIECE);
         let at = request.offset + self.done;
         let last = self.done + len as u64 == whole;
         metrics.read_bytes += len as u64;
@@ -110,7 +120,7 @@ impl Large {
     /// Stores one piece of zeros.
     pub fn zero(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics) -> Piece {
         let (request, whole) = (self.request, self.request.length);
-        let len = self.piece(whole) as u64;
+        let len = self.piece(whole, SMALL_PIECE) as u64;
         match pool.write_zeroes(session.view.volume, request.offset + self.done, len, true) {
             Ok(()) => self.done += len,
             Err(e) => return Piece::Over(0, Some(Err((request, session.errno(metrics, &e), e.to_string())))),
@@ -133,7 +143,7 @@ impl Large {
     /// The data that one piece moves at most.
     pub fn piece_bytes(&self) -> u64 {
         if self.kind() == Kind::Zeros {
-            PIECE as u64
+            SMALL_PIECE as u64
         } else {
             READ_PIECE as u64
         }

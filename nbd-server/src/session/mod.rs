@@ -43,6 +43,8 @@ pub struct Session {
     /// What it reads, and writes unless it is a checkpoint.
     pub view: View,
     large: Option<Large>,
+    /// Its large writes are split more finely: somebody else would wait for them.
+    pub small_pieces: bool,
     /// What of a write's payload, which is still arriving, is in the log already.
     ahead: Ahead,
 }
@@ -51,6 +53,8 @@ pub struct Session {
 const OUTPUT_MAX: usize = 1 << 20;
 /// Payload of a large write carried out at a time; what the store makes all-or-nothing.
 const PIECE: usize = 1 << 20;
+/// Zeros stored at a time, and payload while others flush.
+const SMALL_PIECE: usize = 256 << 10;
 /// Data of a large read carried out at a time.
 const READ_PIECE: usize = 128 << 10;
 /// Work of one turn: a request counts 1, 16 KiB of data 1.
@@ -70,7 +74,7 @@ fn cost(bytes: u64) -> u64 {
 impl Session {
     /// A session on `view`.
     pub fn new(agreed: Negotiated, view: View) -> Self {
-        Self { agreed, view, large: None, ahead: Ahead::default() }
+        Self { agreed, view, large: None, small_pieces: false, ahead: Ahead::default() }
     }
 
     /// Name of the export.
@@ -267,6 +271,7 @@ impl Session {
             return 1;
         }
         let volume = self.view.volume;
+        let mut spent = CHANGE_COST;
         let result = match request.command {
             Command::Read => {
                 metrics.read_bytes += request.length;
@@ -288,7 +293,11 @@ impl Session {
                     self.fail(out, request, Errno::NotSup, STORED_ZEROS_ARE_SLOW);
                     return 1;
                 }
-                pool.write_zeroes(volume, request.offset, request.length, store)
+                let outcome = pool.write_zeroes(volume, request.offset, request.length, store);
+                if store {
+                    spent += cost(request.length);
+                }
+                outcome
             }
             // Everything is served from the kernel's cache on the first read anyway.
             Command::Cache => {
@@ -304,7 +313,7 @@ impl Session {
             Ok(()) => self.done(out, request, waits),
             Err(e) => self.fail_with(out, metrics, request, &e),
         }
-        CHANGE_COST
+        spent
     }
 
     /// What is wrong with a request, if anything.
