@@ -78,5 +78,8 @@ pub const MANIFEST_WINDOW_LOG_MAX: u32 = 23;
 pub const OBJECT_DIRECTORIES_KEPT: usize = 1024;
 /// Decompressed frames kept in memory (64 MiB): one more drops the oldest.
 pub const OBJECT_FRAMES_KEPT: usize = 1024;
+/// So long, in microseconds, a volume is taken for ours after its manifests showed it: then they are looked at again
+/// before anybody is answered. Whoever takes a volume over waits for longer.
+pub const LEASE_US: u64 = 5_000_000;
 /// Longest manifest that is read, bytes, before and after decompression.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 20;

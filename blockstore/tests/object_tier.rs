@@ -1,5 +1,6 @@
 //! Volumes in the object store: uploaded, taken over by other hosts, lost and found.
 
+use blockstore::limits::LEASE_US;
 use blockstore::object::{Entropy, ObjectTier, Standing, TierJob};
 use blockstore::testing::{ReferenceDisk, Rng, SimClock, SimDisk, SimStore};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
@@ -23,6 +24,7 @@ struct Host {
     disk: SimDisk,
     pool: Pool,
     tier: ObjectTier,
+    clock: Arc<SimClock>,
 }
 
 fn tier(store: &SimStore, name: &str) -> ObjectTier {
@@ -44,9 +46,12 @@ impl Host {
     }
 
     fn open(disk: SimDisk, tier: ObjectTier) -> Self {
-        let clock = Arc::new(SimClock::default());
-        let (pool, _) = Pool::open_with(disk.handle(), clock, options(), Some(tier.clone())).unwrap();
-        Self { disk, pool, tier }
+        Self::open_at(disk, tier, Arc::new(SimClock::default()))
+    }
+
+    fn open_at(disk: SimDisk, tier: ObjectTier, clock: Arc<SimClock>) -> Self {
+        let (pool, _) = Pool::open_with(disk.handle(), clock.clone(), options(), Some(tier.clone())).unwrap();
+        Self { disk, pool, tier, clock }
     }
 
     fn id(&self, volume: &str) -> VolumeId {
@@ -88,6 +93,8 @@ impl Host {
         let id = self.pool.attached(job)?;
         self.pool.anchor(Cleaning::Busy)?;
         self.sync();
+        // Whoever had it knows by now.
+        self.clock.advance_us(2 * LEASE_US);
         Ok(id)
     }
 
@@ -439,4 +446,63 @@ fn a_volume_goes_through_many_hands() {
         assert!(check.problems.is_empty(), "turn {turn} {:?}", check.problems);
         host = next;
     }
+}
+
+/// Two hosts, one of which is stopped at any moment and goes on later, with clocks that are wrong: no change is
+/// acknowledged by both, and what the loser did is nowhere.
+#[test]
+fn two_hosts_never_both_acknowledge() {
+    let (mut acknowledged, mut refused) = (0, 0);
+    for seed in 0..200 {
+        let store = SimStore::new(seed);
+        let mut rng = Rng::new(seed);
+        let mut first = Host::new(&store, "first");
+        let id = first.create("disk", 64 * BLOCK);
+        first.write("disk", 0, 1, 10);
+        first.sync();
+        // Time that passes before the first host is stopped, or while it is.
+        first.clock.advance_us(rng.below(LEASE_US as usize) as u64);
+        let second = Host::new(&store, "second");
+        let mut second = Host::open_at(second.disk, second.tier, Arc::new(SimClock::skewed(rng.word() >> 14)));
+        let job = second.pool.attach_job("disk", true).unwrap();
+        // As a daemon does: it answers on a lease.
+        let acknowledge = |first: &mut Host| {
+            if !first.pool.is_lease_held(id) {
+                let job = first.pool.lease_job(&[id]).unwrap();
+                job.run();
+                first.pool.lease_seen(&job);
+            }
+            first.pool.is_lease_held(id) && first.pool.write(id, 0, &[9; BLOCK]).is_ok()
+        };
+        acknowledged += usize::from(acknowledge(&mut first));
+        job.run().unwrap();
+        let taken = second.pool.attached(job).unwrap();
+        second.pool.anchor(Cleaning::Busy).unwrap();
+        second.sync();
+        // Both clocks go on alike; the second host serves when it may.
+        let mut passed = 0;
+        while second.pool.write(taken, 0, &[7; BLOCK]).is_err() {
+            let step = rng.below(LEASE_US as usize / 3) as u64;
+            first.clock.advance_us(step);
+            second.clock.advance_us(step);
+            passed += step;
+            if rng.one_in(3) {
+                acknowledged += usize::from(acknowledge(&mut first));
+            }
+            assert!(passed < 3 * LEASE_US, "seed {seed}");
+        }
+        for _ in 0..5 {
+            assert!(!acknowledge(&mut first), "seed {seed}: acknowledged by both");
+            refused += 1;
+            first.clock.advance_us(rng.below(2 * LEASE_US as usize) as u64);
+        }
+        // What it has is not uploaded, either.
+        first.sync();
+        second.sync();
+        assert!(matches!(first.pool.remote_status(id).unwrap().standing, Standing::Fenced(_)), "seed {seed}");
+        let mut third = Host::new(&store, "third");
+        third.attach("disk", true).unwrap();
+        assert_eq!(third.contents("disk", None)[..BLOCK], [7; BLOCK], "seed {seed}");
+    }
+    assert!(acknowledged > 100 && refused == 1000, "{acknowledged} {refused}");
 }

@@ -8,6 +8,7 @@
 //!     page is read. Two volumes that share blocks there share none here.
 
 use super::claim::newest_manifest;
+use super::lease::TAKEOVER_WAIT_US;
 use super::tier::hex;
 use super::upload::{put_manifest, Verdict};
 use super::{Chain, ObjectStore, ObjectTier, Standing};
@@ -29,6 +30,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A volume that now belongs to this pool.
 struct Attachment {
     manifest: Manifest,
+    /// A host had it that may not know yet that it lost it.
+    taken: bool,
     /// Batches behind its anchor: segment, batch.
     tail: Vec<(SegmentId, BatchEntry)>,
 }
@@ -65,6 +68,7 @@ impl AttachJob {
                 ),
             ));
         }
+        let taken = newest.tenure == Tenure::Owned && newest.pool != self.pool;
         let tail = self.tail(&newest)?;
         let mut nonce = [0; 16];
         self.tier.entropy.fill(&mut nonce);
@@ -85,7 +89,7 @@ impl AttachJob {
         match put_manifest(store, claim, &[])? {
             Verdict::Written(manifest) => {
                 let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-                *found = Some(Attachment { manifest: *manifest, tail });
+                *found = Some(Attachment { manifest: *manifest, taken, tail });
                 Ok(())
             }
             Verdict::Earlier(_) | Verdict::Lost(_) => Err(Error::new(
@@ -138,7 +142,7 @@ impl Pool {
     /// ([`Pool::begin_anchor`]): nothing may be promised for it before.
     pub fn attached(&mut self, job: AttachJob) -> Result<VolumeId> {
         let found = job.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let Attachment { manifest, tail } =
+        let Attachment { manifest, taken, tail } =
             found.ok_or_else(|| Error::invalid("the volume was not claimed: run the job first"))?;
         self.check_new_name(&manifest.name)?;
         // Its checkpoints' cuts stand in the maker's numbers: what is new here is later than all of them.
@@ -166,7 +170,7 @@ impl Pool {
         self.volumes.insert(id, volume);
         self.next_volume = id.0 + 1;
         self.replay_tail(id, &tail, shift)?;
-        let next = self.next_lsn;
+        let (next, now_us) = (self.next_lsn, self.clock.monotonic_us());
         if let Some(tier) = &mut self.tier {
             let chain = Chain {
                 standing: Standing::Owned,
@@ -174,6 +178,8 @@ impl Pool {
                 epoch: manifest.epoch,
                 cut: manifest.cut,
                 changed: next,
+                seen_us: now_us,
+                serve_from_us: if taken { now_us + TAKEOVER_WAIT_US } else { 0 },
                 pending: Vec::new(),
                 last: Some(Arc::new(manifest)),
             };

@@ -14,12 +14,13 @@ pub(crate) type Claimed = Option<Box<Manifest>>;
 pub struct ClaimJob {
     store: Arc<dyn ObjectStore>,
     names: Vec<(VolumeId, String)>,
+    pub(crate) began_us: u64,
     found: Mutex<Vec<(VolumeId, Claimed)>>,
 }
 
 impl ClaimJob {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, names: Vec<(VolumeId, String)>) -> Self {
-        Self { store, names, found: Mutex::default() }
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, names: Vec<(VolumeId, String)>, began_us: u64) -> Self {
+        Self { store, names, began_us, found: Mutex::default() }
     }
 
     /// Asks the store; blocks.

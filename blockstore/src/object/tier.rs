@@ -60,6 +60,10 @@ pub(crate) struct Chain {
     pub cut: Lsn,
     /// Number behind the last change.
     pub changed: Lsn,
+    /// When the store last showed that nobody else writes the volume, by what passes here.
+    pub seen_us: u64,
+    /// Not served before this: another host may not know yet that it has lost the volume.
+    pub serve_from_us: u64,
     /// Nonces that may have been put under the next number.
     pub pending: Vec<[u8; 16]>,
     /// The newest manifest.
@@ -69,7 +73,9 @@ pub(crate) struct Chain {
 impl Chain {
     pub(crate) fn new(changed: Lsn) -> Self {
         let (number, epoch, cut) = (0, 1, Lsn(0));
-        Self { standing: Standing::Unknown, number, epoch, cut, changed, pending: Vec::new(), last: None }
+        let (seen_us, serve_from_us) = (0, 0);
+        let (standing, pending, last) = (Standing::Unknown, Vec::new(), None);
+        Self { standing, number, epoch, cut, changed, seen_us, serve_from_us, pending, last }
     }
 }
 
@@ -204,8 +210,9 @@ impl Pool {
 
     /// Refuses to use a volume that was taken over so lately that there is no manifest of our own yet.
     pub(crate) fn not_arriving(&self, id: VolumeId) -> Result<()> {
-        let last = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)?.last.as_ref());
-        if last.is_some_and(|last| last.maker != self.pool_id) {
+        let Some(chain) = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)) else { return Ok(()) };
+        let claimed = chain.last.as_ref().is_some_and(|last| last.maker != self.pool_id);
+        if claimed || chain.serve_from_us > 0 && self.clock.monotonic_us() < chain.serve_from_us {
             return Err(arriving());
         }
         Ok(())
@@ -252,7 +259,8 @@ impl Pool {
         let names: Vec<_> = names.collect();
         if !names.is_empty() {
             tier.busy = true;
-            return Ok(Some(TierJob::Claim(ClaimJob::new(tier.config.store.clone(), names))));
+            let began_us = self.clock.monotonic_us();
+            return Ok(Some(TierJob::Claim(ClaimJob::new(tier.config.store.clone(), names, began_us))));
         }
         let due = |chain: &Chain| chain.standing == Standing::Owned && (chain.changed > chain.cut || chain.number == 0);
         if tier.farewells.is_empty() && !tier.chains.values().any(due) {
@@ -328,6 +336,7 @@ impl Pool {
             pool: self.pool_id,
             pool_epoch: self.epoch,
             time_us: self.clock.now_us(),
+            began_us: self.clock.monotonic_us(),
             cut,
             segments: segments.collect(),
             anchor,
@@ -397,7 +406,9 @@ impl Pool {
         }
         match job {
             TierJob::Claim(job) => {
-                job.take().into_iter().try_for_each(|(id, found)| self.claimed(id, found)).and(outcome)
+                let began_us = job.began_us;
+                let found = job.take().into_iter();
+                found.map(|(id, found)| self.claimed(id, found, began_us)).fold(outcome, Result::and)
             }
             TierJob::Upload(job) => {
                 let noted = self.uploaded(*job);
@@ -406,11 +417,12 @@ impl Pool {
         }
     }
 
-    fn claimed(&mut self, id: VolumeId, found: Claimed) -> Result<()> {
+    fn claimed(&mut self, id: VolumeId, found: Claimed, began_us: u64) -> Result<()> {
         let (pool_id, epoch) = (self.pool_id, self.epoch);
         let Some(volume) = self.volumes.get(&id) else { return Ok(()) };
         let name = volume.name.clone();
         let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
+        chain.seen_us = began_us;
         let Some(manifest) = found else {
             chain.standing = Standing::Owned;
             return Ok(());
@@ -549,12 +561,12 @@ impl Pool {
         }
         let verdicts = job.verdicts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (id, verdict) in verdicts {
-            self.judge(id, verdict);
+            self.judge(id, verdict, job.began_us);
         }
         Ok(())
     }
 
-    fn judge(&mut self, id: VolumeId, verdict: Verdict) {
+    fn judge(&mut self, id: VolumeId, verdict: Verdict, began_us: u64) {
         let Some(tier) = &mut self.tier else { return };
         if let Some(farewell) = tier.farewells.get_mut(&id) {
             match verdict {
@@ -569,18 +581,25 @@ impl Pool {
             Verdict::Written(manifest) => {
                 tier.sent.manifests += 1;
                 (chain.number, chain.cut) = (manifest.number, manifest.cut);
+                chain.seen_us = chain.seen_us.max(began_us);
                 chain.pending.clear();
                 chain.last = Some(Arc::new(*manifest));
             }
             Verdict::Earlier(there) => chain.number = there.number,
-            Verdict::Lost(there) => {
-                let text = format!(
-                    "pool {} has taken the volume {:?} over (epoch {}): nothing more is accepted for it here; delete it here, or attach it again with --takeover",
-                    hex(&there.pool), there.name, there.epoch
-                );
-                chain.standing = Standing::Fenced(text);
-            }
+            Verdict::Lost(there) => self.lost(id, &there),
         }
+    }
+
+    /// Another host's manifest was found where ours would be next.
+    pub(crate) fn lost(&mut self, id: VolumeId, there: &Manifest) {
+        let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return };
+        chain.standing = Standing::Fenced(format!(
+            "pool {} has taken the volume {:?} over (epoch {}): nothing more is accepted for it here; delete it here, or \
+             attach it again with --takeover",
+            hex(&there.pool),
+            there.name,
+            there.epoch
+        ));
     }
 }
 

@@ -96,6 +96,8 @@ pub struct UploadJob {
     pub(crate) pool: [u8; 16],
     pub(crate) pool_epoch: u64,
     pub(crate) time_us: u64,
+    /// When it began, by what passes here.
+    pub(crate) began_us: u64,
     pub(crate) cut: Lsn,
     pub(crate) anchor: Arc<Anchor>,
     pub(crate) flushes: Vec<FlushJob>,
@@ -112,7 +114,7 @@ pub struct UploadJob {
     pub(crate) flushed: Mutex<Option<io::Result<()>>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
