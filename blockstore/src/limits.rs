@@ -69,9 +69,16 @@ pub const ANCHOR_BYTES_MAX: u64 = 4 << 30;
 pub const OBJECT_DIRECTORY_MAX: u32 = 16 << 20;
 /// Bytes of slots in one data object: more begin another.
 pub const OBJECT_SLOT_BYTES: usize = 32 << 20;
-/// Directories of data objects kept in memory: one more drops the oldest.
+/// Directories of data objects kept in memory: one more drops another.
 pub const OBJECT_DIRECTORIES_KEPT: usize = 1024;
-/// Decompressed frames kept in memory (64 MiB): one more drops the oldest.
+/// Decompressed frames of blocks kept in memory (64 MiB): one more drops another.
 pub const OBJECT_FRAMES_KEPT: usize = 1024;
+/// Decompressed frames of map pages kept in memory (32 MiB): one more drops another. Half of them are the newest
+/// ones: a change that needs more before it can be made is made slowly.
+pub const OBJECT_MAP_FRAMES_KEPT: usize = 512;
+/// Blocks fetched ahead of one sequential reader at most (16 MiB).
+pub const READ_AHEAD_BLOCKS_MAX: u64 = 4096;
+/// Pieces of objects wanted or under way beyond which nothing more is fetched ahead (24 MiB of frames).
+pub const WANTS_AHEAD_MAX: usize = 384;
 /// Longest manifest that is read, bytes, before and after decompression.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 20;

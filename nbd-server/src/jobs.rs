@@ -3,12 +3,15 @@
 
 use crate::poll;
 use blockstore::disk::{Disk, File};
-use blockstore::{prepare_segment, AnchorJob, CleanJob, Cleaned, FlushJob, SegmentId, WriteBack};
+use blockstore::{
+    prepare_segment, AnchorJob, CleanJob, Cleaned, ErrorKind, FetchJob, Fetched, FlushJob, SegmentId, WriteBack,
+};
 use serde_json::Value;
 use std::io;
 use std::sync::mpsc::{channel, Receiver, Sender};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Work.
 pub enum Job {
@@ -47,11 +50,20 @@ pub enum Done {
     Clean(CleanJob, blockstore::Result<Cleaned>),
     /// A segment was prepared.
     Spare(SegmentId, io::Result<Arc<dyn File>>),
+    /// Something has come from the object store, or not.
+    Fetch(Box<FetchJob>, blockstore::Result<Fetched>),
     /// An audit goes on: a line for its caller.
     AuditProgress(u64, Value),
     /// An audit is over.
     Audited(u64, blockstore::Result<Value>),
 }
+
+/// Fetches that run at a time: with 1 MiB each and 30 ms for an answer, some 500 MB/s.
+const FETCHERS: usize = 16;
+/// How long one fetch tries to reach the store, and the pauses between its tries.
+const FETCH_TIME: Duration = Duration::from_secs(5);
+const FETCH_PAUSE: Duration = Duration::from_millis(100);
+const FETCH_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The workers and their mailboxes.
 pub struct Workers {
@@ -60,6 +72,8 @@ pub struct Workers {
     background: Sender<Job>,
     patient: Sender<Job>,
     write_back: Sender<Job>,
+    /// Started with the first fetch.
+    fetch: Option<Sender<Box<FetchJob>>>,
     report: Sender<Done>,
     wake: Arc<dyn Fn() + Send + Sync>,
     /// Finished work.
@@ -95,6 +109,7 @@ impl Workers {
             background: start("cairn-clean", false)?,
             patient: start("cairn-patient", true)?,
             write_back: start("cairn-writeback", false)?,
+            fetch: None,
             report: report.clone(),
             wake: wake.clone(),
             done,
@@ -112,6 +127,37 @@ impl Workers {
         }
     }
 
+    /// Hands a fetch to one of the threads for fetches: how many wait for one is the caller's to bound.
+    pub fn fetch(&mut self, job: FetchJob) {
+        let fetchers = match self.fetch.take() {
+            Some(running) => running,
+            None => self.start_fetchers(),
+        };
+        // The threads end only with the process.
+        let _ = fetchers.send(Box::new(job));
+        self.fetch = Some(fetchers);
+    }
+
+    fn start_fetchers(&self) -> Sender<Box<FetchJob>> {
+        let (send, receive) = channel::<Box<FetchJob>>();
+        let receive = Arc::new(Mutex::new(receive));
+        for _ in 0..FETCHERS {
+            let (receive, report) = (receive.clone(), self.reporter());
+            let next = move || receive.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let fetcher = thread::Builder::new().name("cairn-fetch".to_owned()).stack_size(256 << 10);
+            let started = fetcher.spawn(move || {
+                while let Ok(job) = next() {
+                    let outcome = fetch(&job);
+                    report(Done::Fetch(job, outcome));
+                }
+            });
+            if let Err(error) = started {
+                tracing::warn!(%error, "a thread for fetches could not be started");
+            }
+        }
+        send
+    }
+
     /// Hands a job to its thread.
     pub fn submit(&self, job: Job) {
         let to = match job {
@@ -123,6 +169,20 @@ impl Workers {
         };
         // The threads end only with the process.
         let _ = to.send(job);
+    }
+}
+
+/// Fetches; a store that does not answer is asked again for a while.
+fn fetch(job: &FetchJob) -> blockstore::Result<Fetched> {
+    let (begin, mut pause) = (Instant::now(), FETCH_PAUSE);
+    loop {
+        match job.run() {
+            Err(e) if e.kind() == ErrorKind::Unavailable && begin.elapsed() < FETCH_TIME => {
+                thread::sleep(pause);
+                pause = (pause * 2).min(FETCH_PAUSE_MAX);
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -142,7 +142,9 @@ pub enum TierJob {
 impl Pool {
     /// Connects the pool with an object store. Volumes are looked up by the next [`Pool::tier_job`].
     pub fn set_object_tier(&mut self, config: ObjectTier) {
-        self.segments.remote = Some(Remote::new(config.store.clone()));
+        let patient = self.segments.set_patient(true);
+        let remote = self.segments.remote.insert(Remote::new(config.store.clone()));
+        remote.set_patient(patient);
         let changed = self.next_lsn;
         self.tier = Some(Tier {
             config,

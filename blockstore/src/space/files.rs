@@ -156,6 +156,32 @@ impl Segments {
         self.remote.as_ref().map(Some).ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))
     }
 
+    /// Whether a change may come upon what is not here, and must not wait for it: then it has to be looked for before
+    /// anything is changed.
+    pub fn is_hasty(&self) -> bool {
+        match &self.remote {
+            None => false,
+            Some(remote) => !remote.is_patient() && (self.table.away || remote.reads() > 0),
+        }
+    }
+
+    /// Whether what is not here is fetched at once; returns how it was.
+    pub fn set_patient(&self, patient: bool) -> bool {
+        self.remote.as_ref().is_none_or(|remote| remote.set_patient(patient))
+    }
+
+    /// The `count` slots from `addr` on may be asked for soon. Returns how many of them could be found already.
+    pub fn hint(&self, addr: SlotAddr, count: usize) -> Result<usize> {
+        self.elsewhere(addr.segment())?.map_or(Ok(count), |remote| remote.hint(addr, count))
+    }
+
+    /// What tells where `addr` is may be asked for soon.
+    pub fn hint_directory(&self, addr: SlotAddr) {
+        if let Ok(Some(remote)) = self.elsewhere(addr.segment()) {
+            remote.hint_directory(addr);
+        }
+    }
+
     fn locate(&self, addr: SlotAddr) -> Result<(Arc<dyn File>, u64)> {
         let handle = self.handle(addr.segment())?;
         let offset = handle

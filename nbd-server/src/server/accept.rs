@@ -50,6 +50,7 @@ impl Server {
             yielded: false,
             temporary: None,
             waiting: 0,
+            stalled: false,
         };
         self.conns.insert(token, conn);
         self.send(token);
