@@ -76,9 +76,13 @@ pub const OBJECT_FRAMES_KEPT: usize = 1024;
 /// Decompressed frames of map pages kept in memory (32 MiB): one more drops another. Half of them are the newest
 /// ones: a change that needs more before it can be made is made slowly.
 pub const OBJECT_MAP_FRAMES_KEPT: usize = 512;
-/// Blocks fetched ahead of one sequential reader at most (16 MiB).
-pub const READ_AHEAD_BLOCKS_MAX: u64 = 4096;
-/// Pieces of objects wanted or under way beyond which nothing more is fetched ahead (24 MiB of frames).
-pub const WANTS_AHEAD_MAX: usize = 384;
+/// Blocks fetched ahead of one sequential reader at most (24 MiB): 16 requests of 1 MiB under way, and some behind
+/// them that can begin at once.
+pub const READ_AHEAD_BLOCKS_MAX: u64 = 6144;
+/// Blocks fetched ahead of all sequential readers that read now (32 MiB, what is new among the frames in memory):
+/// several of them share it.
+pub const READ_AHEAD_BLOCKS_ALL: u64 = 8192;
+/// Pieces of objects wanted or under way beyond which nothing more is fetched ahead (32 MiB of frames).
+pub const WANTS_AHEAD_MAX: usize = 512;
 /// Longest manifest that is read, bytes, before and after decompression.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 20;

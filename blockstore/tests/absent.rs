@@ -249,15 +249,21 @@ fn what_a_change_has_looked_at_does_not_have_to_be_fetched_again() {
     const LEAVES: usize = 2304;
     let store = SimStore::new(7);
     let fill = |pool: &mut Pool, id: VolumeId| {
-        // Backwards, so that no leaf is a run: all of them take room in pages.
-        let blocks: Vec<[u8; BLOCK]> = (0..24).map(|i| [i as u8 + 1; BLOCK]).collect();
-        for leaf in 0..LEAVES {
-            let block = |i: usize| ((leaf * 64 + 63 - i * 2) * BLOCK) as u64;
-            let group: Vec<(u64, &[u8])> = blocks.iter().enumerate().map(|(i, data)| (block(i), &data[..])).collect();
-            pool.write_many(id, &group).unwrap();
+        // The blocks of a leaf lie far apart: all leaves take room in pages.
+        for i in 0..25 {
+            if i == 24 {
+                // The head's pages and the checkpoint's: a change looks at both.
+                let (_, job) = pool.create_checkpoint(id, "").unwrap();
+                pool.finish(job).unwrap();
+                pool.anchor(Cleaning::Busy).unwrap();
+            }
+            let data = [i as u8 + 1; BLOCK];
+            for leaves in (0..LEAVES).collect::<Vec<_>>().chunks(128) {
+                let block = |leaf: usize| ((leaf * 64 + i * 2) * BLOCK) as u64;
+                let group: Vec<(u64, &[u8])> = leaves.iter().map(|leaf| (block(*leaf), &data[..])).collect();
+                pool.write_many(id, &group).unwrap();
+            }
         }
-        let (_, job) = pool.create_checkpoint(id, "").unwrap();
-        pool.finish(job).unwrap();
         pool.anchor(Cleaning::Busy).unwrap();
         // 64 pages are the least that a cache has.
         let (pages, cached) = (pool.stats().map_stored >> 12, pool.stats().map_cache >> 12);

@@ -3,31 +3,16 @@
 
 mod common;
 
-use blockstore::object::{Entropy, ObjectTier, TierJob};
-use blockstore::testing::{SimClock, SimDisk, SimStore, StoreFault, StoreOp};
-use blockstore::{Cleaning, Pool, PoolOptions};
+use blockstore::testing::{SimStore, StoreFault, StoreOp};
+use common::far::{self, BLOCK};
 use common::wire::{self, DISC, FLUSH, READ, TRIM, WRITE};
 use common::Daemon;
-use nbd_server::open_pool;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
-const BLOCK: usize = 4096;
-
-struct Fixed(u8);
-
-impl Entropy for Fixed {
-    fn fill(&self, out: &mut [u8]) {
-        out.fill(self.0);
-    }
-}
-
-fn tier(store: &SimStore, name: &str, nonce: u8) -> ObjectTier {
-    ObjectTier { store: Arc::new(store.client(name)), entropy: Arc::new(Fixed(nonce)) }
-}
 
 /// What block `i` of the volume `far` holds.
 fn content(i: u64) -> [u8; BLOCK] {
@@ -36,60 +21,18 @@ fn content(i: u64) -> [u8; BLOCK] {
     block
 }
 
-fn sync(pool: &mut Pool) {
-    loop {
-        while pool.wants_anchor() {
-            pool.anchor(Cleaning::Busy).unwrap();
-        }
-        let Some(job) = pool.tier_job().unwrap() else { return };
-        let outcome = match &job {
-            TierJob::Claim(job) => job.run(),
-            TierJob::Upload(job) => job.run(),
-        };
-        pool.tier_done(job, outcome).unwrap();
-    }
-}
-
 /// A daemon with the volumes `disk`, which is here, and `far` of 64 MiB, 48 of them written, which is in the store.
 /// Its requests to the store are those of the client `taker`.
 fn daemon() -> (SimStore, Daemon) {
     let store = SimStore::new(1);
-    let disk = SimDisk::new();
-    Pool::create(&disk.handle(), &SimClock::default(), [1; 16]).unwrap();
-    let (mut maker, _) = Pool::open_with(
-        disk.handle(),
-        Arc::new(SimClock::default()),
-        PoolOptions::default(),
-        Some(tier(&store, "maker", 1)),
-    )
-    .unwrap();
-    let (far, job) = maker.create_volume("far", 64 * MIB).unwrap();
-    maker.finish(job).unwrap();
-    for i in (0..48 * MIB / 4096).rev() {
-        maker.write(far, i * 4096, &content(i)).unwrap();
-    }
-    maker.anchor(Cleaning::Busy).unwrap();
-    sync(&mut maker);
-
-    let folder = tempfile::tempdir().unwrap();
-    let (lock, mut pool, _) = open_pool(&folder.path().join("pool"), true, PoolOptions::default()).unwrap();
-    let (_, job) = pool.create_volume("disk", 64 * MIB).unwrap();
-    pool.finish(job).unwrap();
-    pool.set_object_tier(tier(&store, "taker", 2));
-    let job = pool.attach_job("far", true).unwrap();
-    job.run().unwrap();
-    pool.attached(job).unwrap();
-    pool.anchor(Cleaning::Busy).unwrap();
-    sync(&mut pool);
-    (store, Daemon::serve(folder, lock, pool, &[], None).unwrap())
+    // Backwards, so that the map has pages.
+    let blocks = (0..48 * MIB / 4096).rev().map(|i| (i * 4096, content(i).to_vec()));
+    let daemon = far::daemon(Arc::new(store.client("maker")), Arc::new(store.client("taker")), 64 * MIB, blocks);
+    (store, daemon)
 }
 
 fn open(daemon: &Daemon, export: &str) -> UnixStream {
-    let mut stream = daemon.connect();
-    wire::greet(&mut stream).unwrap();
-    let replies = wire::ask(&mut stream, 7, &wire::named(export, &[0, 0])).unwrap();
-    assert_eq!(replies.last().map(|r| r.0), Some(1), "GO is acknowledged");
-    stream
+    far::open(daemon, export)
 }
 
 fn ask(stream: &mut UnixStream, kind: u16, cookie: u64, offset: u64, length: usize, data: &[u8]) {
@@ -301,4 +244,17 @@ fn commands_wait_for_the_map_and_delay_nobody() {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(asking), &mut answer).unwrap();
     assert!(answer.contains(&format!("\"mapped_bytes\":{}", 48 * MIB)), "{answer}");
     daemon.stop().unwrap();
+}
+
+#[test]
+fn the_daemon_ends_although_the_store_does_not_answer() {
+    let (store, mut daemon) = daemon();
+    let mut far = open(&daemon, "far");
+    store.pause("taker", None);
+    ask(&mut far, READ, 1, 0, BLOCK, &[]);
+    ask(&mut far, WRITE, 2, 8 * MIB + 1, 100, &[1; 100]);
+    wait_until("the store is asked", || store.waiting("taker") > 0);
+    daemon.stop().unwrap();
+    assert_eq!(far.read(&mut [0]).unwrap(), 0, "nothing was answered");
+    store.resume("taker");
 }

@@ -16,8 +16,10 @@ use tracing::warn;
 
 /// Fetches handed to the worker threads at a time: enough to keep all of them busy.
 const FETCHES_MAX: usize = 32;
-/// How long a command that reads a map from the object store may take.
+/// How long a command that reads a map from the object store may take, and how often it is tried: a map that does not
+/// stay in memory would be read again and again.
 const COMMAND_TIME: Duration = Duration::from_secs(600);
+const COMMAND_ROUNDS: u32 = 1000;
 /// Failed fetches are told of no more often.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
@@ -84,8 +86,9 @@ impl Server {
     /// A command cannot be carried out yet; `again` when it was tried before.
     pub(super) fn wait_for_store(&mut self, token: u64, request: &Value, again: Option<Awaited>) {
         let awaited = Awaited::new(&mut self.pool, again);
-        if awaited.age() > COMMAND_TIME {
-            let text = "it takes too long to read the volume's map from the object store";
+        if awaited.is_beyond(COMMAND_TIME, COMMAND_ROUNDS) {
+            let text =
+                "the volume's map cannot be read from the object store in time: give the daemon more --map-cache";
             return self.say(token, &control::error_json(&Error::new(ErrorKind::Unavailable, text)));
         }
         if let Some(conn) = self.conns.get_mut(&token) {

@@ -518,14 +518,15 @@ impl Session {
 
     /// The sync that a reply waited for is over.
     pub fn synced(&mut self, out: &mut Vec<u8>, wait: Wait, failure: Option<&str>) {
-        let mut reply = Vec::new();
-        match failure {
-            None => self.ok(&mut reply, wait.cookie, wait.offset),
-            Some(why) => self.refuse(&mut reply, wait.cookie, wait.offset, Errno::Io, why),
-        }
         // An answer that is told in one piece takes several turns: what comes up meanwhile follows it.
         let mid_answer = self.large.as_ref().is_some_and(|large| large.is_mid_answer(self));
-        if mid_answer { &mut self.late } else { out }.append(&mut reply);
+        let mut late = std::mem::take(&mut self.late);
+        let to = if mid_answer { &mut late } else { out };
+        match failure {
+            None => self.ok(to, wait.cookie, wait.offset),
+            Some(why) => self.refuse(to, wait.cookie, wait.offset, Errno::Io, why),
+        }
+        self.late = late;
     }
 
     /// The session is ended by the server: what `waits` for a sync, and every request in `input` that was not

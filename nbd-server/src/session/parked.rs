@@ -49,7 +49,7 @@ impl Awaited {
             return false;
         }
         if let Some(e) = &arrival.failure {
-            if e.kind() != ErrorKind::Unavailable || self.since.elapsed() > STORE_TIME {
+            if is_final(e.kind(), self.since.elapsed()) {
                 self.failure.get_or_insert_with(|| Error::new(e.kind(), e.to_string()));
             }
         }
@@ -66,10 +66,15 @@ impl Awaited {
         self.failure.take()
     }
 
-    /// How long it has waited.
-    pub(crate) fn age(&self) -> Duration {
-        self.since.elapsed()
+    /// Whether asking again is no use: it has taken more than `time`, or `rounds`.
+    pub(crate) fn is_beyond(&self, time: Duration, rounds: u32) -> bool {
+        self.since.elapsed() > time || self.rounds > rounds
     }
+}
+
+/// Whether a request that has waited for `age` fails with a fetch that ended so.
+fn is_final(kind: ErrorKind, age: Duration) -> bool {
+    kind != ErrorKind::Unavailable || age > STORE_TIME
 }
 
 /// A parked request.
@@ -188,5 +193,18 @@ impl Session {
                 Ok(request.header + request.payload as usize)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_does_not_answer_is_waited_for_but_not_for_ever() {
+        let young = Duration::from_secs(20);
+        assert!(!is_final(ErrorKind::Unavailable, young));
+        assert!(is_final(ErrorKind::Unavailable, STORE_TIME * 2));
+        assert!(is_final(ErrorKind::Corrupt, young) && is_final(ErrorKind::Denied, young));
     }
 }

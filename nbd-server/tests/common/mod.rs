@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod attack;
+pub mod far;
 pub mod honest;
 pub mod wire;
 
