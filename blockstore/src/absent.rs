@@ -89,6 +89,14 @@ impl Pool {
         self.demand(view, first, (last - first) as usize);
     }
 
+    /// Asks for all that writing `len` bytes at `offset` of a head, or making holes of them, will miss.
+    pub fn want_for_change(&mut self, volume: VolumeId, offset: u64, len: u64) {
+        if self.segments.is_hasty() {
+            // Whatever is wrong will be told when the change is made.
+            drop(self.head_view(volume).and_then(|view| self.prepare_write(view, offset, len)));
+        }
+    }
+
     pub(crate) fn demands(&self) -> usize {
         self.segments.remote.as_ref().map_or(0, |remote| remote.wants().demands())
     }

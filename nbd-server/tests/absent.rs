@@ -138,6 +138,29 @@ fn reads_of_one_client_overtake_each_other_and_changes_keep_their_order() {
 }
 
 #[test]
+fn what_is_behind_a_change_that_waits_is_fetched_meanwhile() {
+    let (store, mut daemon) = daemon();
+    let mut far = open(&daemon, "far");
+    let length = |cookie| if cookie < 100 { BLOCK } else { 0 };
+    // The map and the objects' directories.
+    for cookie in 0..48 {
+        ask(&mut far, READ, cookie, cookie * MIB, BLOCK, &[]);
+        assert!(reply(&mut far, length).2 == content(cookie * MIB / 4096));
+    }
+    store.pause("taker", None);
+    let mut both = wire::request(WRITE, 0, 100, 20 * MIB + (512 << 10) + 512, 512);
+    both.extend([1; 512]);
+    both.extend(wire::request(READ, 0, 1, 40 * MIB + (512 << 10), 4096));
+    far.write_all(&both).unwrap();
+    wait_until("both are asked for", || store.waiting("taker") >= 2);
+    assert!(is_silent(&far));
+    store.resume("taker");
+    assert_eq!(reply(&mut far, length).0, 100);
+    assert!(reply(&mut far, length).2 == content(40 * MIB / 4096 + 128));
+    daemon.stop().unwrap();
+}
+
+#[test]
 fn many_scattered_and_large_reads_come_back_right() {
     let (store, mut daemon) = daemon();
     let mut far = open(&daemon, "far");

@@ -149,6 +149,9 @@ impl Session {
             }
             let patient = self.is_desperate() && !pool.set_patient(true);
             let done = self.next_step(pool, metrics, rest, out, waits);
+            if self.stalled.is_some() && self.large.is_none() {
+                self.look_ahead(pool, rest);
+            }
             if patient {
                 pool.set_patient(false);
             }

@@ -136,6 +136,28 @@ impl Session {
         self.stalled = Some(Awaited::new(pool, self.retried.take()));
     }
 
+    /// The request at the front of `input` has stalled: what those behind it will miss is asked for meanwhile.
+    pub(super) fn look_ahead(&self, pool: &mut Pool, input: &[u8]) {
+        let (mut rest, mut bytes) = (input, 0);
+        while let Parsed::Request(request) = nbd::parse(rest, self.agreed.extended) {
+            let (offset, length) = (request.offset, request.length);
+            bytes += length;
+            if bytes > PARKED_BYTES_MAX || pool.is_fetching_much() {
+                break;
+            }
+            match request.command {
+                _ if self.bounds(&request).is_err() => {}
+                Command::Read => pool.want(self.view, offset, length),
+                Command::Write => pool.want_for_change(self.view.volume, offset, length),
+                _ => {}
+            }
+            let Some(behind) = rest.get(request.header + request.payload as usize..) else { break };
+            rest = behind;
+        }
+        // The stalled one does not wait for it.
+        drop(pool.missing());
+    }
+
     /// Whether the request in turn has waited in vain for so often that it is to block.
     pub(super) fn is_desperate(&self) -> bool {
         self.retried.as_ref().is_some_and(|awaited| awaited.rounds > ROUNDS_MAX)
