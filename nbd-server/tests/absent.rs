@@ -281,3 +281,53 @@ fn the_daemon_ends_although_the_store_does_not_answer() {
     assert_eq!(far.read(&mut [0]).unwrap(), 0, "nothing was answered");
     store.resume("taker");
 }
+
+/// Chunks of a read's answer may come between those of others'.
+#[test]
+fn structured_reads_come_back_right_in_pieces() {
+    let (_store, mut daemon) = daemon();
+    let mut far = daemon.connect();
+    wire::greet(&mut far).unwrap();
+    assert_eq!(wire::ask(&mut far, 8, &[]).unwrap().last().map(|r| r.0), Some(1), "structured replies");
+    let replies = wire::ask(&mut far, 7, &wire::named("far", &[0, 0])).unwrap();
+    assert_eq!(replies.last().map(|r| r.0), Some(1), "GO is acknowledged");
+    let lengths = [4096, 100 << 10, 256 << 10, 1 << 20, 6 << 20];
+    let mut asked = std::collections::BTreeMap::new();
+    for cookie in 0..60u64 {
+        let length = lengths[cookie as usize % lengths.len()];
+        let offset = cookie.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (64 * MIB - length as u64) / 4096 * 4096;
+        asked.insert(cookie, (offset, vec![None; length / BLOCK]));
+    }
+    let mut sender = far.try_clone().unwrap();
+    let requests: Vec<(u64, u64, usize)> = asked.iter().map(|(c, (at, blocks))| (*c, *at, blocks.len())).collect();
+    let thread = std::thread::spawn(move || {
+        requests.into_iter().for_each(|(cookie, at, blocks)| ask(&mut sender, READ, cookie, at, blocks * BLOCK, &[]));
+    });
+    let mut whole = 0;
+    while whole < 60 {
+        let header = wire::take(&mut far, 20).unwrap();
+        assert_eq!(wire::be(&header[..4]) as u32, wire::CHUNK_REPLY);
+        let (flags, kind, cookie) = (wire::be(&header[4..6]), wire::be(&header[6..8]), wire::be(&header[8..16]));
+        let body = wire::take(&mut far, wire::be(&header[16..]) as usize).unwrap();
+        let (first, blocks) = asked.get_mut(&cookie).expect("asked, and not answered before");
+        let at = wire::be(&body[..8]);
+        let data = match kind {
+            1 => body[8..].to_vec(),
+            2 => vec![0; wire::be(&body[8..]) as usize],
+            other => panic!("a chunk of type {other}"),
+        };
+        for (block, i) in data.chunks(BLOCK).zip((at - *first) / 4096..) {
+            assert!(blocks[i as usize].replace(block.to_vec()).is_none(), "a block comes once");
+        }
+        if flags & 1 != 0 {
+            let (first, blocks) = asked.remove(&cookie).unwrap();
+            for (block, i) in blocks.into_iter().zip(first / 4096..) {
+                let expected = if i < 48 * MIB / 4096 { content(i) } else { [0; BLOCK] };
+                assert!(block.unwrap() == expected, "wrong data in block {i}");
+            }
+            whole += 1;
+        }
+    }
+    thread.join().unwrap();
+    daemon.stop().unwrap();
+}

@@ -16,6 +16,8 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 384 * MIB;
 const LATENCY: Duration = Duration::from_millis(30);
 const THREADS: usize = 16;
+/// The one in the middle counts.
+const ROUNDS: usize = 3;
 
 /// A store that takes its time for every get.
 struct Far(SimStore);
@@ -73,7 +75,6 @@ fn sequential(store: &SimStore, length: u64, depth: u64) -> f64 {
     let writes = (0..SIZE).step_by(MIB as usize).map(|at| (at, rng.bytes(MIB as usize)));
     let daemon = far::daemon(Arc::new(store.client("maker")), Arc::new(Far(store.client("taker"))), SIZE, writes);
     let mut stream = far::open(&daemon, "far");
-    let gets = store.counts().gets;
     let (begin, count) = (Instant::now(), SIZE / length);
     let mut data = vec![0; length as usize];
     for cookie in 0..count + depth {
@@ -85,22 +86,26 @@ fn sequential(store: &SimStore, length: u64, depth: u64) -> f64 {
             std::io::Read::read_exact(&mut stream, &mut data).unwrap();
         }
     }
-    let rate = rate(SIZE, begin);
-    eprintln!("    {} requests to the store", store.counts().gets - gets);
-    rate
+    rate(SIZE, begin)
 }
 
 #[test]
 #[ignore = "a measurement"]
 fn cold_sequential_reads_beside_plain_gets() {
     for (length, depth) in [(4096, 1), (128 << 10, 1), (256 << 10, 1), (1 << 20, 1), (256 << 10, 16), (1 << 20, 4)] {
-        let store = SimStore::new(1);
-        let read = sequential(&store, length, depth);
-        let plain = plain(&store);
+        let mut rounds: Vec<(f64, f64)> = (0..ROUNDS)
+            .map(|_| {
+                let store = SimStore::new(1);
+                (sequential(&store, length, depth), plain(&store))
+            })
+            .collect();
+        rounds.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+        let (read, plain) = rounds[ROUNDS / 2];
+        let ratios: Vec<String> = rounds.iter().map(|(read, plain)| format!("{:.2}", read / plain)).collect();
         eprintln!(
-            "{:>5} KiB, {depth:>2} under way: {read:6.0} MB/s, plain gets {plain:6.0}: {:.2}",
+            "{:>5} KiB, {depth:>2} under way: {read:4.0} MB/s, plain gets {plain:4.0}: {}",
             length >> 10,
-            read / plain
+            ratios.join(" ")
         );
     }
 }

@@ -11,6 +11,7 @@ use crate::format::segment::{
 };
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, SEGMENT_HANDLES_MAX};
 use crate::map::{PageCache, PageSource};
+use crate::object::ObjectStore;
 use crate::types::{SegmentId, SlotAddr};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -154,6 +155,12 @@ impl Segments {
         }
         let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);
         self.remote.as_ref().map(Some).ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))
+    }
+
+    /// From now on slots may be in `store`.
+    pub fn connect(&mut self, store: Arc<dyn ObjectStore>) {
+        let patient = self.set_patient(true);
+        self.remote.insert(Remote::new(store)).set_patient(patient);
     }
 
     /// Whether a change may come upon what is not here, and must not wait for it: then it has to be looked for before

@@ -133,6 +133,7 @@ impl Session {
             match self.stalled.take() {
                 None => {}
                 Some(awaited) if awaited.is_over() => match self.go_on(awaited, metrics, rest, out) {
+                    Ok(0) => {}
                     Ok(n) => {
                         used += n;
                         continue;
