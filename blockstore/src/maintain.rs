@@ -85,12 +85,20 @@ pub fn prepare_segment(disk: &Arc<dyn Disk>, id: SegmentId) -> io::Result<Arc<dy
 }
 
 impl Pool {
-    /// Gives back blocks of what was deleted; `false` when there is nothing to do.
+    /// Gives back blocks of what was deleted; `false` when there is nothing to do, or what it needs has to be
+    /// fetched first.
     pub fn reap(&mut self, steps: usize) -> Result<bool> {
         if self.roots.ghosts().is_empty() || self.poisoned.is_some() {
             return Ok(false);
         }
-        reap_step(&mut self.roots, &mut self.map, &mut self.segments, steps)
+        let demands = self.demands();
+        match reap_step(&mut self.roots, &mut self.map, &mut self.segments, steps) {
+            Err(e) if e.kind() == ErrorKind::Absent => {
+                self.forget_demands(demands);
+                Ok(false)
+            }
+            done => done,
+        }
     }
 
     /// The next file to clean, if the newest anchor allows one.

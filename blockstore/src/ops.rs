@@ -106,7 +106,10 @@ impl Pool {
     pub fn resize_volume(&mut self, id: VolumeId, size: u64) -> Result<FlushJob> {
         self.volume(id)?;
         Self::check_size(size)?;
-        self.log_with_reserve(id, vec![Record::Resize { size }])?;
+        let before = self.roots.get(self.volume(id)?.head).size;
+        let gone = size.div_ceil(BLOCK_U64)..before.div_ceil(BLOCK_U64);
+        let resize = vec![Record::Resize { size }];
+        self.prepared(|pool| pool.prepare_trim(id, gone), |pool| pool.log_with_reserve(id, resize))?;
         self.flush_job(id)
     }
 

@@ -88,6 +88,7 @@ pub struct Pool {
     pub(crate) reserve: Reserve,
     pub(crate) tier: Option<crate::object::Tier>,
     pub(crate) appended_bytes: u64,
+    pub(crate) readers: crate::read_ahead::Readers,
 }
 
 impl Pool {
@@ -181,6 +182,15 @@ impl Pool {
     ) -> Result<()> {
         self.writable()?;
         self.not_fenced(volume)?;
+        self.patiently(|pool| pool.append_and_apply(volume, records, payload))
+    }
+
+    fn append_and_apply(
+        &mut self,
+        volume: VolumeId,
+        records: Vec<crate::format::record::Record>,
+        payload: Payload<'_>,
+    ) -> Result<()> {
         let blocks = payload.crcs.len() as u64;
         let structural = records.iter().any(crate::format::record::Record::is_structural);
         let (epoch, lsn) = (self.epoch, self.next_lsn);

@@ -3,15 +3,17 @@
 //! It walks the ghost's tree in block order. A subtree that a neighbour holds too is skipped in one
 //! comparison, so the work follows what the ghost alone holds, not the volume's size. What has been
 //! walked is cut off the ghost and lies below its cursor, so an interrupted walk goes on anywhere,
-//! also after a restart. A ghost with several children waits until all but one are gone.
+//! also after a restart. What it needs and is absent is asked for before anything is changed: its walk
+//! goes on when that has come. A ghost with several children waits until all but one are gone.
 
-use super::release::release;
+use super::release::{prepare, release};
 use super::roots::Roots;
 use crate::error::Result;
 use crate::format::anchor::RootKind;
 use crate::map::{span, Map, Ref, Replaced};
 use crate::space::Segments;
 use crate::types::RootId;
+use std::ops::Range;
 
 /// Does up to `steps` pieces of work; `false` when no ghost can be worked on.
 pub fn reap_step(roots: &mut Roots, map: &mut Map, segments: &mut Segments, steps: usize) -> Result<bool> {
@@ -31,15 +33,33 @@ pub fn reap_step(roots: &mut Roots, map: &mut Map, segments: &mut Segments, step
         for &near in &neighbours {
             held |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
         }
-        let mut tree = tree;
-        let mut replaced = Replaced::default();
-        map.set(&mut tree, cursor..end, None, held, &mut replaced, segments)?;
-        let root = roots.get_mut(id);
-        root.map = tree;
-        root.kind = RootKind::Ghost { cursor: end };
-        release(roots, map, segments, id, &mut replaced)?;
+        if segments.is_hasty() {
+            prepare(roots, map, segments, id, cursor, if held { level + 1 } else { 0 })?;
+        }
+        let patient = segments.set_patient(true);
+        let cut = cut_off(roots, map, segments, id, cursor..end, held);
+        segments.set_patient(patient);
+        cut?;
     }
     Ok(true)
+}
+
+/// Takes a range, up to which the ghost was walked, off it; `held` by a neighbour as a whole or not.
+fn cut_off(
+    roots: &mut Roots,
+    map: &mut Map,
+    segments: &mut Segments,
+    id: RootId,
+    range: Range<u64>,
+    held: bool,
+) -> Result<()> {
+    let mut tree = roots.get(id).map;
+    let mut replaced = Replaced::default();
+    map.set(&mut tree, range.clone(), None, held, &mut replaced, segments)?;
+    let root = roots.get_mut(id);
+    root.map = tree;
+    root.kind = RootKind::Ghost { cursor: range.end };
+    release(roots, map, segments, id, &mut replaced)
 }
 
 /// The ghost under way, or else one that can be begun: leaves of the tree first.

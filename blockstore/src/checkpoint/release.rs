@@ -1,10 +1,48 @@
 //! Giving up what a root no longer maps: dead, if no neighbour maps it.
 
 use super::roots::Roots;
-use crate::error::Result;
-use crate::map::{Map, Ref, Replaced, FANOUT};
+use crate::error::{ErrorKind, Result};
+use crate::map::{span, Map, Ref, Replaced, FANOUT};
 use crate::space::Segments;
 use crate::types::RootId;
+
+/// Looks at everything that mapping `block` of `root` anew will read, without changing anything: the nodes down to
+/// level `least` on the way to it, and what [`release`] asks the neighbours. All that is absent is asked for at once.
+pub fn prepare(roots: &Roots, map: &mut Map, segments: &Segments, root: RootId, block: u64, least: u8) -> Result<()> {
+    let tree = roots.get(root).map;
+    let (mut neighbours, mut outcome) = (Vec::new(), Ok(()));
+    for level in (least..=tree.level).rev() {
+        let base = block / span(level) * span(level);
+        let at = match map.ref_at(tree, level, base, segments) {
+            Ok(None | Some(Ref::HOLE)) => break,
+            Ok(Some(at)) => at,
+            // What is below can only be known later.
+            Err(e) if e.kind() == ErrorKind::Absent => {
+                outcome = Err(e);
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        let mut note = |seen: Result<()>| match seen {
+            Err(e) if e.kind() == ErrorKind::Absent => {
+                outcome = Err(e);
+                Ok(())
+            }
+            seen => seen,
+        };
+        note(map.load(at, segments))?;
+        roots.neighbours(root, base, &mut neighbours);
+        for &near in &neighbours {
+            let near = roots.get(near).map;
+            note(if level > 0 {
+                map.ref_at(near, level, base, segments).map(drop)
+            } else {
+                map.leaf(near, base, segments).map(drop)
+            })?;
+        }
+    }
+    outcome
+}
 
 /// `root` has just given up everything in `replaced`.
 pub fn release(

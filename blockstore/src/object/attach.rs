@@ -141,6 +141,10 @@ impl Pool {
     /// Makes the volume of a job that succeeded. It exists once the next anchor is durable
     /// ([`Pool::begin_anchor`]): nothing may be promised for it before.
     pub fn attached(&mut self, job: AttachJob) -> Result<VolumeId> {
+        self.patiently(|pool| pool.make_attached(job))
+    }
+
+    fn make_attached(&mut self, job: AttachJob) -> Result<VolumeId> {
         let found = job.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Attachment { manifest, taken, tail } =
             found.ok_or_else(|| Error::invalid("the volume was not claimed: run the job first"))?;

@@ -20,7 +20,6 @@ use crate::format::segment::{Place, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, OBJECT_SLOT_BYTES};
 use crate::log::Payload;
 use crate::pool::{Pool, POOL_STREAM};
-use crate::space::Remote;
 use crate::types::{Lsn, SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
@@ -142,7 +141,7 @@ pub enum TierJob {
 impl Pool {
     /// Connects the pool with an object store. Volumes are looked up by the next [`Pool::tier_job`].
     pub fn set_object_tier(&mut self, config: ObjectTier) {
-        self.segments.remote = Some(Remote::new(config.store.clone()));
+        self.segments.connect(config.store.clone());
         let changed = self.next_lsn;
         self.tier = Some(Tier {
             config,

@@ -52,6 +52,7 @@ impl Server {
             unwritten: 0,
             temporary: None,
             waiting: 0,
+            stalled: false,
         };
         self.conns.insert(token, conn);
         self.send(token);

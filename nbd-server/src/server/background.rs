@@ -32,6 +32,7 @@ impl Server {
             warn!(error = %e, "giving back space failed");
             false
         });
+        self.start_fetches();
         let ahead = !short
             && self.pool.write_map_ahead().unwrap_or_else(|e| {
                 warn!(error = %e, "the map could not be written ahead");
@@ -120,6 +121,7 @@ impl Server {
                         self.pool.keep_reserve();
                     }
                 }
+                Done::Fetch(job, outcome) => self.fetched(*job, outcome),
                 Done::Spare(id, outcome) => {
                     self.spare_pending = false;
                     match outcome {

@@ -73,8 +73,10 @@ pub(super) struct Conn {
     pub unwritten: u64,
     /// A volume that ends with the connection.
     pub temporary: Option<VolumeId>,
-    /// Replies that wait for a sync.
+    /// Replies that wait for a sync, and commands that wait for the object store.
     pub waiting: usize,
+    /// Nothing more is read before something has come from the object store.
+    pub stalled: bool,
 }
 
 /// Reads once into the input buffer; `false` at the end of the stream.

@@ -12,6 +12,7 @@ mod background;
 mod close;
 mod commands;
 mod conn;
+mod fetch;
 mod flush;
 mod listen;
 mod long;
@@ -29,6 +30,7 @@ use accept::{CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::{Pool, VolumeId};
 use conn::Conn;
+use fetch::Fetching;
 use flush::Syncing;
 pub use listen::Listen;
 use listen::{explain, listen_unix, Listener};
@@ -113,6 +115,7 @@ pub struct Server {
     audit: Option<AuditCall>,
     tier: Option<tier::Tier>,
     counted: Option<Counted>,
+    fetching: Fetching,
     poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
@@ -179,6 +182,7 @@ impl Server {
             tls: options.tls,
             spare_pending: false,
             audit: None,
+            fetching: Fetching::default(),
             poison_told: false,
             no_space_seen: (0, Instant::now(), Instant::now()),
             last_activity: Instant::now(),
@@ -202,6 +206,7 @@ impl Server {
 
     /// Serves until SIGTERM or SIGINT, or until its [`Stopper`] is used, then closes cleanly.
     pub fn run(mut self) -> io::Result<()> {
+        self.pool.set_patient(false);
         let mut events = Vec::new();
         let mut housekeeping = Instant::now();
         let mut running = true;

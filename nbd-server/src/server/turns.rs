@@ -143,10 +143,11 @@ impl Server {
         match next {
             Next::Close(why) => (conn.closing, conn.why) = (true, why),
             Next::Read(whole) => make_room(conn, whole),
-            Next::Send | Next::Yield => {}
+            Next::Send | Next::Yield | Next::Wait => {}
         }
         conn.unwritten = if paced { conn.unwritten + self.pool.appended_bytes() - before } else { 0 };
         let hold = conn.unwritten >= HOLD_BYTES;
+        conn.stalled = next == Next::Wait;
         match self.pool.take_writeback(volume) {
             // Now, so that the disk works while the reply travels and the client prepares its flush.
             Some(range) if range.urgent => range.start(),
@@ -156,6 +157,7 @@ impl Server {
         if let Some(job) = self.pool.settle_job(volume) {
             self.workers.submit(Job::Settle(job));
         }
+        self.start_fetches();
         if !waits.is_empty() {
             waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));
             self.start_sync(volume);
@@ -185,11 +187,12 @@ impl Server {
             let why = conn.why;
             return self.close(token, why);
         }
-        let reads = !conn.closing && !conn.held && conn.waiting < WAITS_MAX;
-        if conn.more && reads && !conn.yielded {
+        let takes = !conn.closing && !conn.held && conn.waiting < WAITS_MAX;
+        if conn.more && takes && !conn.yielded {
             conn.yielded = true;
             self.yielded.push_back(token);
         }
+        let reads = takes && !conn.stalled;
         self.watch(token, if reads { poll::READ } else { 0 });
     }
 
