@@ -80,7 +80,7 @@ pub const OBJECT_DIRECTORIES_KEPT: usize = 1024;
 pub const OBJECT_FRAMES_KEPT: usize = 1024;
 /// So long, in microseconds, a volume is taken for ours after its manifests showed it: then they are looked at again
 /// before anybody is answered. Whoever takes a volume over waits for longer.
-pub const LEASE_US: u64 = 5_000_000;
+pub const LEASE_US: u64 = 3_000_000;
 /// Decompressed frames of map pages kept in memory (32 MiB): one more drops another. Half of them are the newest
 /// ones: a change that needs more before it can be made is made slowly.
 pub const OBJECT_MAP_FRAMES_KEPT: usize = 512;

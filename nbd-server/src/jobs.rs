@@ -3,7 +3,7 @@
 
 use crate::poll;
 use blockstore::disk::{Disk, File};
-use blockstore::object::{AttachJob, TierJob, UploadJob};
+use blockstore::object::{AttachJob, LeaseJob, TierJob, UploadJob};
 use blockstore::{
     prepare_segment, AnchorJob, CleanJob, Cleaned, Error, ErrorKind, FetchJob, Fetched, FlushJob, SegmentId, WriteBack,
 };
@@ -37,6 +37,8 @@ pub enum Job {
     Spare(SegmentId, Arc<dyn Disk>, Urgency),
     /// Upload, or look something up in the object store.
     Tier(TierJob),
+    /// Look whether volumes are still ours.
+    Lease(Box<LeaseJob>),
     /// Take a volume over from the object store, for this connection.
     Attach(u64, Box<AttachJob>),
 }
@@ -66,6 +68,8 @@ pub enum Done {
     Spare(SegmentId, io::Result<Arc<dyn File>>),
     /// Work with the object store is over.
     Tier(TierJob, blockstore::Result<()>),
+    /// The store was asked whose volumes are.
+    Lease(Box<LeaseJob>),
     /// A volume was claimed, or not.
     Attach(u64, Box<AttachJob>, blockstore::Result<()>),
     /// Something has come from the object store, or not.
@@ -175,7 +179,7 @@ impl Workers {
             Job::Flush(_) => &self.sync,
             Job::Settle(_) => &self.settle,
             Job::WriteBack(..) | Job::Await(..) => &self.write_back,
-            Job::Tier(_) | Job::Attach(..) => match (&self.upload, &job) {
+            Job::Tier(_) | Job::Attach(..) | Job::Lease(_) => match (&self.upload, &job) {
                 (Some((rounds, _)), Job::Tier(_)) => rounds,
                 (Some((_, claims)), _) => claims,
                 // Nobody asks for this without an object store.
@@ -253,6 +257,10 @@ fn run(job: Job) -> Option<Done> {
                 TierJob::Upload(job) => upload(job),
             };
             Some(Done::Tier(job, outcome))
+        }
+        Job::Lease(job) => {
+            job.run();
+            Some(Done::Lease(job))
         }
         Job::Attach(token, job) => {
             let outcome = job.run();

@@ -95,6 +95,12 @@ impl Pool {
         }
     }
 
+    /// The store has not answered in time: what is in doubt goes on until it does.
+    pub fn lease_unanswered(&mut self, ids: &[VolumeId]) {
+        let now = self.clock.monotonic_us();
+        ids.iter().for_each(|id| self.renew(*id, now));
+    }
+
     fn renew(&mut self, id: VolumeId, seen_us: u64) {
         if let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) {
             chain.seen_us = chain.seen_us.max(seen_us);

@@ -25,6 +25,7 @@ impl Server {
             error!(reason = why, "the pool accepts no more changes: restart the daemon to recover it");
         }
         self.tend_tier();
+        self.tend_leases();
         let audit = self.begin_audit();
         let short = self.is_short_of_space();
         let idle = short || self.last_activity.elapsed() > IDLE;
@@ -110,6 +111,7 @@ impl Server {
                 }
                 Done::AuditProgress(token, line) => self.progress(token, &line),
                 Done::Tier(job, outcome) => self.tier_done(job, outcome),
+                Done::Lease(job) => self.looked(&job),
                 Done::Attach(token, job, outcome) => self.attach_done(token, *job, outcome),
                 Done::Audited(token, outcome) => self.audited(token, outcome),
                 Done::Clean(job, outcome) => {

@@ -14,6 +14,7 @@ mod commands;
 mod conn;
 mod fetch;
 mod flush;
+mod lease;
 mod listen;
 mod long;
 mod pace;
@@ -114,6 +115,7 @@ pub struct Server {
     spare_pending: bool,
     audit: Option<AuditCall>,
     tier: Option<tier::Tier>,
+    leases: lease::Leases,
     counted: Option<Counted>,
     fetching: Fetching,
     poison_told: bool,
@@ -160,6 +162,7 @@ impl Server {
         }
         Ok(Self {
             tier,
+            leases: lease::Leases::new(),
             counted: options.counted,
             pool,
             disk: Arc::new(OsDisk::new(&options.folder)),

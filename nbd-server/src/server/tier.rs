@@ -26,6 +26,8 @@ const ROUND_BYTES: u64 = 64 << 20;
 /// Between tries after the store has failed: doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// What others wait for may come with time alone.
+const POLL_EVERY: Duration = Duration::from_millis(50);
 /// Between lines of progress for somebody who waits.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
@@ -42,6 +44,8 @@ enum Then {
     Answer(Waiter),
     /// Answer a command.
     Say(u64, Value),
+    /// Answer a command whose volume can be opened from now on.
+    Attached(u64, Value),
     /// Let go of the volume of this name.
     Detach(u64, String),
     /// The last manifest of a volume that was let go is there.
@@ -61,6 +65,7 @@ pub(super) struct Tier {
     failing: Option<String>,
     waits: Vec<Wait>,
     told: Instant,
+    polled: Instant,
     /// When flushes of each volume found it at which number, for volumes that may lag behind by a bounded time.
     reached: BTreeMap<VolumeId, VecDeque<(Instant, Lsn)>>,
     fenced: Vec<VolumeId>,
@@ -79,6 +84,7 @@ impl Tier {
             failing: None,
             waits: Vec::new(),
             told: now,
+            polled: now,
             reached: BTreeMap::new(),
             fenced: Vec::new(),
         }
@@ -139,6 +145,11 @@ impl Server {
         let written = self.metrics.written_bytes;
         let Some(tier) = &mut self.tier else { return };
         let now = Instant::now();
+        if !tier.waits.is_empty() && tier.polled.elapsed() > POLL_EVERY {
+            tier.polled = now;
+            self.release_waits();
+        }
+        let Some(tier) = &mut self.tier else { return };
         if tier.busy || now < tier.not_before {
             return;
         }
@@ -184,14 +195,20 @@ impl Server {
         self.release_waits();
     }
 
-    fn find_fenced(&mut self) {
+    pub(super) fn find_fenced(&mut self) {
         for id in self.pool.volumes() {
             let (Some(tier), Some(status)) = (&mut self.tier, self.pool.remote_status(id)) else { continue };
+            let is_fenced = matches!(status.standing, Standing::Fenced(_));
             let (Standing::Fenced(why) | Standing::Refused(why)) = status.standing else { continue };
             if !tier.fenced.contains(&id) {
                 tier.fenced.push(id);
                 let volume = self.pool.volume_info(id).map(|info| info.name).unwrap_or_default();
                 error!(volume, why, "the object store does not take this volume");
+                if is_fenced {
+                    // What they were not told yet must not be told any more.
+                    let users = self.users(&Taken::all_of(id));
+                    users.into_iter().for_each(|user| self.close(user, "its volume was taken over by another host"));
+                }
             }
         }
     }
@@ -224,6 +241,7 @@ impl Server {
         for wait in std::mem::take(&mut tier.waits) {
             let there = match &wait.then {
                 Then::Gone(..) => Ok(!self.pool.is_letting_go(wait.volume)),
+                Then::Attached(..) if self.pool.view(wait.volume, None).is_err() => Ok(false),
                 _ => is_there(&self.pool, wait.volume, wait.upto),
             };
             match there {
@@ -245,7 +263,7 @@ impl Server {
     fn arrived(&mut self, wait: Wait) {
         match wait.then {
             Then::Answer(waiter) => self.answer(vec![waiter], None),
-            Then::Say(token, answer) => self.say_last(token, &answer),
+            Then::Say(token, answer) | Then::Attached(token, answer) => self.say_last(token, &answer),
             Then::Gone(token, name) => self.say_last(token, &json!({ "detached": name })),
             Then::Detach(token, name) => match self.pool.detach(wait.volume) {
                 Ok(job) => {
@@ -266,7 +284,9 @@ impl Server {
     fn never(&mut self, wait: Wait, e: &Error) {
         match wait.then {
             Then::Answer(waiter) => self.answer(vec![waiter], Some(&e.to_string())),
-            Then::Say(token, _) | Then::Detach(token, _) | Then::Gone(token, _) => self.say_last(token, &error_json(e)),
+            Then::Say(token, _) | Then::Attached(token, _) | Then::Detach(token, _) | Then::Gone(token, _) => {
+                self.say_last(token, &error_json(e));
+            }
         }
     }
 
@@ -295,7 +315,7 @@ impl Server {
         let Some(tier) = self.tier.as_mut().filter(|tier| tier.told.elapsed() > TELL_EVERY) else { return };
         let token = |wait: &Wait| match wait.then {
             Then::Say(token, _) | Then::Detach(token, _) => Some(token),
-            Then::Answer(_) | Then::Gone(..) => None,
+            Then::Answer(_) | Then::Attached(..) | Then::Gone(..) => None,
         };
         let tokens: Vec<u64> = tier.waits.iter().filter_map(token).collect();
         if tokens.is_empty() {
@@ -340,7 +360,7 @@ impl Server {
             Ok((id, control::describe(&mut self.pool, id)?))
         });
         match attached {
-            Ok((id, answer)) => self.wait_for_all(id, Then::Say(token, answer)),
+            Ok((id, answer)) => self.wait_for_all(id, Then::Attached(token, answer)),
             Err(e) => {
                 warn!(error = %e, "a volume was not attached");
                 self.say_last(token, &error_json(&e));

@@ -129,6 +129,9 @@ impl Server {
     }
 
     fn transmit(&mut self, token: u64) {
+        if !self.may_answer(token) {
+            return;
+        }
         let mut waits = Vec::new();
         let (paced, before) = (self.pace.is_beside_flushes(token, Instant::now()), self.pool.appended_bytes());
         let Some(conn) = self.conns.get_mut(&token) else { return };
@@ -169,6 +172,10 @@ impl Server {
 
     /// Sends what there is. Requests that are left wait for the next turn.
     pub(super) fn send(&mut self, token: u64) {
+        let Some(conn) = self.conns.get(&token) else { return };
+        if conn.sent < conn.out.len() && !self.may_answer(token) {
+            return self.watch(token, 0);
+        }
         let Some(conn) = self.conns.get_mut(&token) else { return };
         while conn.sent < conn.out.len() {
             match conn.socket.write(&conn.out[conn.sent..]) {
