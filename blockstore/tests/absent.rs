@@ -51,8 +51,11 @@ fn attached(store: &SimStore, fill: impl FnOnce(&mut Pool, VolumeId), size: usiz
     fill(&mut maker, id);
     maker.anchor(Cleaning::Busy).unwrap();
     sync(&mut maker);
+    let job = maker.detach(id).unwrap();
+    maker.finish(job).unwrap();
+    sync(&mut maker);
     let mut pool = new_pool(store, "taker");
-    let job = pool.attach_job("disk", true).unwrap();
+    let job = pool.attach_job("disk", false).unwrap();
     job.run().unwrap();
     let id = pool.attached(job).unwrap();
     pool.anchor(Cleaning::Busy).unwrap();

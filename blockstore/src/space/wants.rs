@@ -163,7 +163,7 @@ mod tests {
     const OBJECT: ObjectId = ObjectId { pool: [1; 16], volume: VolumeId(1), number: 1 };
 
     fn at(offset: u64) -> (Piece, Option<FrameAt>) {
-        let frame = Frame { offset, len: 100, raw: true };
+        let frame = Frame { offset, len: 100, raw: true, slots: 1 };
         ((OBJECT, Some(offset)), Some(FrameAt { frame, kind: SegmentKind::Log }))
     }
 

@@ -52,13 +52,16 @@ pub fn daemon(
     }
     pool.anchor(Cleaning::Busy).expect("an anchor");
     sync(&mut pool);
+    let job = pool.detach(far).expect("all of it is there");
+    pool.finish(job).expect("let go");
+    sync(&mut pool);
 
     let folder = tempfile::tempdir().expect("a folder");
     let (lock, mut pool, _) = open_pool(&folder.path().join("pool"), true, PoolOptions::default()).expect("a pool");
     let (_, job) = pool.create_volume("disk", 64 << 20).expect("a volume");
     pool.finish(job).expect("a durable volume");
     pool.set_object_tier(ObjectTier { store: taker, entropy: Arc::new(Fixed(2)) });
-    let job = pool.attach_job("far", true).expect("an object store");
+    let job = pool.attach_job("far", false).expect("an object store");
     job.run().expect("claimed");
     pool.attached(job).expect("attached");
     pool.anchor(Cleaning::Busy).expect("an anchor");
