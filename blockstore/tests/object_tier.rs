@@ -73,6 +73,7 @@ impl Host {
         let outcome = match &job {
             TierJob::Claim(job) => job.run(),
             TierJob::Upload(job) => job.run(),
+            TierJob::Clean(job) => job.run(),
         };
         self.pool.tier_done(job, outcome)?;
         Ok(true)
