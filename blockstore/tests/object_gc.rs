@@ -421,6 +421,48 @@ fn first_deletes(world: &mut World, delete: bool) {
     }
 }
 
+/// The checker sees damage and says whose it is; the sweep deletes nothing that is not what its key says.
+#[test]
+fn damage_is_named_and_left_alone() {
+    let mut world = World::new(7, 1);
+    let block = data(&mut Rng::new(7), 40);
+    world.hosts[0].create("disk");
+    world.hosts[0].write("disk", 0, &block);
+    world.hosts[0].sync();
+    let check = |deep| check_bucket(&world.store.observer(), deep, &mut |_, _| true).unwrap();
+    let keys = world.store.keys();
+    let key =
+        keys.iter().filter(|key| key.starts_with("objects/")).max_by_key(|key| world.store.body(key).unwrap().len());
+    let key = key.unwrap();
+    let good = world.store.body(key).unwrap();
+    let report = check(true);
+    assert_eq!((report.problems.len(), report.volumes["disk"].bytes, report.shared), (0, report.bytes, 0));
+    // A byte of the data: only a deep check reads it. One of the directory, and a missing end: every check.
+    for (at, len, shallow) in [(good.len() - 1, good.len(), 0), (30, good.len(), 1), (0, good.len() - 1, 1)] {
+        let mut bad = good[..len].to_vec();
+        bad[at] ^= 1;
+        world.store.replace(key, Some(&bad));
+        assert_eq!(usize::from(!check(false).problems.is_empty()), shallow, "byte {at} of {len}");
+        let problems = check(true).problems.concat();
+        assert!(problems.contains(key) && problems.contains("\"disk\""), "{problems}");
+    }
+    world.store.replace(key, Some(&good));
+    // What a stranger put there, or copied.
+    let pool = key.split('/').nth(1).unwrap();
+    let copy = format!("objects/{pool}/9/0000000000000007");
+    world.store.replace(&copy, Some(&good));
+    world.store.replace("objects/readme", Some(b"hello"));
+    world.pass(25 * 60 * MINUTE);
+    let report = world.sweep();
+    assert_eq!((report.orphans, report.strange.len()), (0, 2), "{report:?}");
+    assert!(world.store.body(&copy).is_some() && world.store.body("objects/readme").is_some());
+    // A clock that runs ahead would make everything old.
+    world.clock.advance_us(60 * MINUTE);
+    use blockstore::Clock;
+    let e = sweep(&world.store.observer(), world.clock.now_us(), 24 * 60 * MINUTE, false).unwrap_err();
+    assert!(e.to_string().contains("clock"), "{e}");
+}
+
 /// What hosts do to each other's volumes, at random.
 #[test]
 fn random_histories_lose_and_leak_nothing() {
