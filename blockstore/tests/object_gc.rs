@@ -463,6 +463,35 @@ fn damage_is_named_and_left_alone() {
     assert!(e.to_string().contains("clock"), "{e}");
 }
 
+/// Found by seed 93: what a pool had condemned while another one used it was deleted when it had the volume back.
+#[test]
+fn a_pool_that_takes_a_volume_back_spares_its_objects() {
+    let mut world = World::new(8, 2);
+    let block = data(&mut Rng::new(8), 200);
+    let [first, second] = &mut world.hosts[..] else { panic!("two hosts") };
+    first.create("disk");
+    first.write("disk", 0, &block);
+    first.sync();
+    second.attach("disk", true).unwrap();
+    second.sync();
+    first.write("disk", 0, &block[..BLOCK]);
+    first.sync();
+    first.delete("disk");
+    world.quiesce("lost");
+    let [first, second] = &mut world.hosts[..] else { panic!("two hosts") };
+    assert!(first.pool.object_cleaning().waiting > 0, "the second host uses them");
+    second.detach("disk").unwrap();
+    second.sync();
+    first.attach("disk", false).unwrap();
+    first.sync();
+    // The second host's pin is removed after a day: then the first one asks nobody.
+    for _ in 0..3 {
+        world.pass(25 * 60 * MINUTE);
+        world.quiesce("back");
+    }
+    assert!(world.hosts[0].contents("disk", None).unwrap()[..200 * BLOCK] == block);
+}
+
 /// What hosts do to each other's volumes, at random.
 #[test]
 fn random_histories_lose_and_leak_nothing() {

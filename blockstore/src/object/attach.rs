@@ -265,6 +265,9 @@ impl Pool {
     }
 
     fn import_parts(&mut self, manifest: &Manifest, shift: u32) {
+        if let Some(tier) = &mut self.tier {
+            tier.cleaner.spare(|id| manifest.objects.contains_key(id));
+        }
         let Some(remote) = &mut self.segments.remote else { return };
         Arc::make_mut(&mut remote.objects).extend(manifest.objects.iter().map(|(id, info)| (*id, *info)));
         let parts = manifest.segments.iter().map(|(id, s)| (SegmentId(id.0 + shift), s.parts.clone()));

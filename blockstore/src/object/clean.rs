@@ -3,8 +3,9 @@
 //! Two phases: [`Pool::survey`] condemns, a [`CleanJob`] deletes after a grace period.
 //!
 //! Invariants
-//!   * an object is condemned when no newest manifest of this pool names it, and from then on the pool cannot name it:
-//!     what it knew of it is forgotten. While the outcome of a manifest is not known nothing is condemned;
+//!   * an object is condemned when no newest manifest of this pool names it, and from then on the pool does not name
+//!     it: what it knew of it is forgotten. A pool that takes back a volume which it lost spares what that one names.
+//!     While the outcome of a manifest is not known nothing is condemned;
 //!   * a condemned object is deleted after the grace period, and then only if the pool's manifests are still the
 //!     newest, if no other pool has a pin here or no volume in the bucket names it, and if the directory that lies
 //!     there is the object's own;
@@ -115,6 +116,11 @@ impl Cleaner {
         let slots = directory.ranges.iter().flat_map(|range| range.bits.iter()).map(|w| w.count_ones()).sum();
         self.fill.insert(directory.id, slots);
         self.unnamed.insert(directory.id, now_us);
+    }
+
+    /// Of what is condemned, some is in use again.
+    pub fn spare(&mut self, used: impl Fn(&ObjectId) -> bool) {
+        self.condemned.retain(|id, _| !used(id));
     }
 
     /// An object is named by no manifest of this pool, and can be named by none any more.

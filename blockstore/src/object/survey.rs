@@ -80,6 +80,7 @@ impl Pool {
                 tier.cleaner.unnamed.retain(|id, _| !last.objects.contains_key(id));
             }
         }
+        tier.cleaner.spare(|id| named.contains(id));
         // A manifest whose outcome is not known may name what is to be condemned.
         if settled {
             let dead: Vec<_> = remote.objects.iter().filter(|(id, _)| !named.contains(id)).collect();
