@@ -62,7 +62,6 @@ impl Pool {
         self.drop_imported();
         self.remember_put();
         let held = self.forget_dead(&anchor);
-        self.forget_unnamed(now_us);
         let measure = self.repack(&held);
         let known: HashSet<ObjectId> = {
             let parts = self.segments.remote.as_ref()?.parts.values().flatten();
@@ -176,16 +175,21 @@ impl Pool {
         });
     }
 
-    /// What was put long ago and is in no manifest may have been swept away.
-    fn forget_unnamed(&mut self, now_us: u64) {
+    /// What was put long ago and is in no manifest may have been swept away: before every round.
+    pub(crate) fn forget_unnamed(&mut self, now_us: u64) {
         let Some(tier) = &mut self.tier else { return };
+        let over = |put_us: &u64| put_us.saturating_add(UNNAMED_US_MAX) <= now_us;
+        if !tier.cleaner.unnamed.values().any(over) {
+            return;
+        }
         let named: HashSet<ObjectId> =
             tier.chains.values().filter_map(|c| c.last.as_ref()).flat_map(|m| m.objects.keys().copied()).collect();
         let unnamed = &mut tier.cleaner.unnamed;
         unnamed.retain(|id, _| !named.contains(id));
-        let old = unnamed.iter().filter(|(_, put_us)| put_us.saturating_add(UNNAMED_US_MAX) <= now_us);
+        let old = unnamed.iter().filter(|(_, put_us)| over(put_us));
         let old: BTreeSet<ObjectId> = old.map(|(id, _)| *id).collect();
         if !old.is_empty() {
+            unnamed.retain(|id, _| !old.contains(id));
             self.put_again(&old);
         }
     }

@@ -284,6 +284,7 @@ impl Pool {
     }
 
     fn begin_upload(&mut self, anchor: Arc<Anchor>, ready: &BTreeSet<VolumeId>) -> Result<UploadJob> {
+        self.forget_unnamed(self.clock.now_us());
         let ranges = self.slots_to_put(&anchor)?;
         let cut = self.next_lsn;
         let flushes = self.streams.values().map(|stream| stream.flush_job(cut, &self.disk)).collect();
