@@ -664,7 +664,8 @@ fn end(world: &mut World, seed: u64, deleted: &mut u64) {
             let status = host.pool.remote_status(host.id(name)).unwrap();
             lost |= status.standing != Standing::Owned;
             if status.standing == Standing::Owned {
-                host.contents(name, None).unwrap();
+                let found = host.contents(name, None);
+                assert!(found.is_ok(), "{context} {name} {status:?}: {:?}", found.err());
             }
             host.delete(name);
         }

@@ -302,8 +302,20 @@ impl Pool {
             if !chain.is_due() {
                 continue;
             }
+            let owners: BTreeSet<VolumeId> = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
+            // Its origin was taken over before it had a manifest of its own, and the pool was opened since.
+            let lost = |(id, s): (SegmentId, &crate::space::Segment)| {
+                s.place == Place::Imported
+                    && s.live > 0
+                    && owners.contains(&s.volume)
+                    && !remote.parts.contains_key(&id)
+            };
+            if chain.last.is_none() && self.segments.table.iter().any(lost) {
+                let text = "what it shares with its origin went to another pool with that: it stays local";
+                chain.standing = Standing::Refused(text.to_owned());
+                continue;
+            }
             tier.config.entropy.fill(&mut nonce);
-            let owners = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
             chapters.push(Chapter {
                 volume: *id,
                 name: volume.name.clone(),
