@@ -94,3 +94,18 @@ pub const READ_AHEAD_BLOCKS_ALL: u64 = 8192;
 pub const WANTS_AHEAD_MAX: usize = 512;
 /// Longest manifest that is read, bytes, before and after decompression.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 20;
+/// How long an old manifest stays when a newer one is durable, and a dead object when no manifest names it any more.
+/// Twice [`FENCE_FRESH_US`], at least: an owner that was held for longer must meet the manifest that took its place.
+pub const OBJECT_GRACE_US: u64 = 10 * 60 * 1_000_000;
+/// How long an owner may rely on having put the newest manifest: one that heard nothing for longer asks again.
+pub const FENCE_FRESH_US: u64 = 5 * 60 * 1_000_000;
+/// How old an object must be for the daily sweep to call it an orphan.
+pub const SWEEP_GRACE_US: u64 = 24 * 3600 * 1_000_000;
+/// A pool that has put an object and named it in no manifest for so long puts its slots again: the sweep may have come.
+pub const UNNAMED_US_MAX: u64 = 12 * 3600 * 1_000_000;
+/// How old a pin must be to be removed by others than its owner: attaching takes seconds.
+pub const PIN_SPENT_AFTER_US: u64 = 24 * 3600 * 1_000_000;
+/// Objects that one cleaning job deletes: more wait for the next.
+pub const CLEAN_OBJECTS_MAX: usize = 256;
+/// Live slots (64 MiB) of mostly dead objects that are put again in a round: more wait for the next.
+pub const REPACK_SLOTS_MAX: u32 = 1 << 14;

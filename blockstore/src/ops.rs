@@ -5,6 +5,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::RootKind;
+use crate::format::manifest::Tenure;
 use crate::format::record::Record;
 use crate::limits::{BLOCK_U64, COMMENT_BYTES_MAX, NAME_BYTES_MAX, VOLUMES_MAX, VOLUME_BYTES_MAX};
 use crate::log::FlushJob;
@@ -98,8 +99,8 @@ impl Pool {
     /// Deletes a volume and its checkpoints; what forks share stays with them.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<FlushJob> {
         self.volume(id)?;
-        self.log_with_reserve(POOL_STREAM, vec![Record::DeleteVolume { id }])?;
-        self.flush_job(POOL_STREAM)
+        let farewell = self.farewell(id, Tenure::Deleted);
+        self.delete_with(id, farewell)
     }
 
     /// Changes a volume's size; what lies beyond a smaller size is gone.

@@ -1,7 +1,7 @@
 //! Blocks and map pages in the object store alone, for an owner that cannot wait: what is absent is asked for before
 //! anything is changed, and what comes of it is what a patient owner gets.
 
-use blockstore::object::{Entropy, ObjectTier, TierJob};
+use blockstore::object::{Entropy, ObjectTier};
 use blockstore::testing::{ReferenceDisk, Rng, SimClock, SimDisk, SimStore, StoreFault, StoreOp};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Missing, Pool, PoolOptions, Result, VolumeId};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,10 +35,7 @@ fn sync(pool: &mut Pool) {
             pool.anchor(Cleaning::Busy).unwrap();
         }
         let Some(job) = pool.tier_job().unwrap() else { return };
-        let outcome = match &job {
-            TierJob::Claim(job) => job.run(),
-            TierJob::Upload(job) => job.run(),
-        };
+        let outcome = job.run();
         pool.tier_done(job, outcome).unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! Volumes in the object store: uploaded, taken over by other hosts, lost and found.
 
 use blockstore::limits::LEASE_US;
-use blockstore::object::{Entropy, ObjectTier, Standing, TierJob};
+use blockstore::object::{Entropy, ObjectTier, Standing};
 use blockstore::testing::{ReferenceDisk, Rng, SimClock, SimDisk, SimStore, StoreFault, StoreOp};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -75,10 +75,7 @@ impl Host {
     fn step(&mut self) -> blockstore::Result<bool> {
         self.tend();
         let Some(job) = self.pool.tier_job()? else { return Ok(false) };
-        let outcome = match &job {
-            TierJob::Claim(job) => job.run(),
-            TierJob::Upload(job) => job.run(),
-        };
+        let outcome = job.run();
         self.pool.tier_done(job, outcome)?;
         Ok(true)
     }

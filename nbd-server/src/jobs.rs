@@ -3,7 +3,8 @@
 
 use crate::poll;
 use blockstore::disk::{Disk, File};
-use blockstore::object::{AttachJob, LeaseJob, TierJob, UploadJob};
+use blockstore::limits::SWEEP_GRACE_US;
+use blockstore::object::{sweep, AttachJob, LeaseJob, ObjectStore, SweepReport, TierJob, UploadJob};
 use blockstore::{
     prepare_segment, AnchorJob, CleanJob, Cleaned, Error, ErrorKind, FetchJob, Fetched, FlushJob, SegmentId, WriteBack,
 };
@@ -37,6 +38,8 @@ pub enum Job {
     Spare(SegmentId, Arc<dyn Disk>, Urgency),
     /// Upload, or look something up in the object store.
     Tier(TierJob),
+    /// Look through the whole object store for what nobody needs.
+    Sweep(Arc<dyn ObjectStore>, u64),
     /// Look whether volumes are still ours.
     Lease(Box<LeaseJob>),
     /// Take a volume over from the object store, for this connection.
@@ -68,6 +71,8 @@ pub enum Done {
     Spare(SegmentId, io::Result<Arc<dyn File>>),
     /// Work with the object store is over.
     Tier(TierJob, blockstore::Result<()>),
+    /// The object store was swept.
+    Sweep(blockstore::Result<SweepReport>),
     /// The store was asked whose volumes are.
     Lease(Box<LeaseJob>),
     /// A volume was claimed, or not.
@@ -87,6 +92,15 @@ const FETCH_TIME: Duration = Duration::from_secs(5);
 const FETCH_PAUSE: Duration = Duration::from_millis(100);
 const FETCH_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Threads that speak with the object store.
+struct StoreWorkers {
+    rounds: Sender<Job>,
+    /// What must not wait for a round.
+    claims: Sender<Job>,
+    /// What rounds must not wait for.
+    cleaning: Sender<Job>,
+}
+
 /// The workers and their mailboxes.
 pub struct Workers {
     sync: Sender<Job>,
@@ -94,8 +108,8 @@ pub struct Workers {
     background: Sender<Job>,
     patient: Sender<Job>,
     write_back: Sender<Job>,
-    /// With an object store: rounds, and what must not wait for one.
-    upload: Option<(Sender<Job>, Sender<Job>)>,
+    /// With an object store.
+    store: Option<StoreWorkers>,
     /// Started with the first fetch.
     fetch: Option<Sender<Box<FetchJob>>>,
     report: Sender<Done>,
@@ -116,7 +130,7 @@ impl Workers {
             background: start("cairn-clean", false)?,
             patient: start("cairn-patient", true)?,
             write_back: start("cairn-writeback", false)?,
-            upload: None,
+            store: None,
             fetch: None,
             report: report.clone(),
             wake: wake.clone(),
@@ -127,7 +141,11 @@ impl Workers {
     /// Starts the threads that speak with the object store.
     pub fn start_uploads(&mut self) -> io::Result<()> {
         let start = |name: &str, nice: bool| start(name, nice, &self.report, &self.wake);
-        self.upload = Some((start("cairn-upload", true)?, start("cairn-claim", false)?));
+        self.store = Some(StoreWorkers {
+            rounds: start("cairn-upload", true)?,
+            claims: start("cairn-claim", false)?,
+            cleaning: start("cairn-objects", true)?,
+        });
         Ok(())
     }
 
@@ -179,9 +197,10 @@ impl Workers {
             Job::Flush(_) => &self.sync,
             Job::Settle(_) => &self.settle,
             Job::WriteBack(..) | Job::Await(..) => &self.write_back,
-            Job::Tier(_) | Job::Attach(..) | Job::Lease(_) => match (&self.upload, &job) {
-                (Some((rounds, _)), Job::Tier(_)) => rounds,
-                (Some((_, claims)), _) => claims,
+            Job::Tier(_) | Job::Sweep(..) | Job::Attach(..) | Job::Lease(_) => match (&self.store, &job) {
+                (Some(store), Job::Tier(TierJob::Clean(_)) | Job::Sweep(..)) => &store.cleaning,
+                (Some(store), Job::Tier(_)) => &store.rounds,
+                (Some(store), _) => &store.claims,
                 // Nobody asks for this without an object store.
                 (None, _) => &self.background,
             },
@@ -253,11 +272,12 @@ fn run(job: Job) -> Option<Done> {
         Job::Spare(id, disk, _) => Some(Done::Spare(id, prepare_segment(&disk, id))),
         Job::Tier(job) => {
             let outcome = match &job {
-                TierJob::Claim(job) => job.run(),
                 TierJob::Upload(job) => upload(job),
+                other => other.run(),
             };
             Some(Done::Tier(job, outcome))
         }
+        Job::Sweep(store, now_us) => Some(Done::Sweep(sweep(&*store, now_us, SWEEP_GRACE_US, false))),
         Job::Lease(job) => {
             job.run();
             Some(Done::Lease(job))

@@ -6,7 +6,7 @@
 //! also after a restart. What it needs and is absent is asked for before anything is changed: its walk
 //! goes on when that has come. A ghost with several children waits until all but one are gone.
 
-use super::release::{prepare, release};
+use super::release::{prepare, release, unless_lost};
 use super::roots::Roots;
 use crate::error::Result;
 use crate::format::anchor::RootKind;
@@ -27,11 +27,11 @@ pub fn reap_step(roots: &mut Roots, map: &mut Map, segments: &mut Segments, step
             return Ok(true);
         }
         roots.neighbours(id, cursor, &mut neighbours);
-        let (level, at) = next_subtree(roots, map, segments, id, cursor, &neighbours)?;
+        let Subtree { level, at, lost } = next_subtree(roots, map, segments, id, cursor, &neighbours)?;
         let end = cursor + span(level);
-        let mut held = at == Ref::HOLE;
+        let mut held = at == Ref::HOLE || lost;
         for &near in &neighbours {
-            held |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
+            held |= unless_lost(map.ref_at(roots.get(near).map, level, cursor, segments))?.flatten() == Some(at);
         }
         if segments.is_hasty() {
             prepare(roots, map, segments, id, cursor, if held { level + 1 } else { 0 })?;
@@ -85,6 +85,14 @@ fn cursor_of(roots: &Roots, id: RootId) -> u64 {
     }
 }
 
+/// What is dealt with at once.
+struct Subtree {
+    level: u8,
+    at: Ref,
+    /// It cannot be read any more, and holds nothing of this pool's own.
+    lost: bool,
+}
+
 /// The largest subtree that starts at `cursor` and can be dealt with at once: a hole, one that a
 /// neighbour shares, or a leaf.
 fn next_subtree(
@@ -94,7 +102,7 @@ fn next_subtree(
     id: RootId,
     cursor: u64,
     neighbours: &[RootId],
-) -> Result<(u8, Ref)> {
+) -> Result<Subtree> {
     let tree = roots.get(id).map;
     let mut level = tree.level;
     let mut at = tree.top;
@@ -102,14 +110,21 @@ fn next_subtree(
         if cursor % span(level) == 0 {
             let mut whole = at == Ref::HOLE || level == 0;
             for &near in neighbours {
-                whole |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
+                whole |= unless_lost(map.ref_at(roots.get(near).map, level, cursor, segments))?.flatten() == Some(at);
             }
             if whole {
-                return Ok((level, at));
+                return Ok(Subtree {
+                    level,
+                    at,
+                    lost: level == 0 && unless_lost(map.leaf_of(at, segments))?.is_none(),
+                });
             }
         }
         let i = (cursor / span(level - 1)) as usize % crate::map::FANOUT;
-        at = map.child(at, i, segments)?;
+        match unless_lost(map.child(at, i, segments))? {
+            Some(child) => at = child,
+            None => return Ok(Subtree { level, at, lost: true }),
+        }
         level -= 1;
     }
 }

@@ -65,7 +65,7 @@ pub fn release(
             if dead.is_empty() {
                 break;
             }
-            let held = map.leaf(roots.get(near).map, first, segments)?;
+            let Some(held) = unless_lost(map.leaf(roots.get(near).map, first, segments))? else { continue };
             dead.retain(|(block, addr)| held[(block % FANOUT as u64) as usize] != addr.0);
         }
         dead.iter().for_each(|(_, addr)| segments.table.release(*addr));
@@ -74,7 +74,7 @@ pub fn release(
         roots.neighbours(root, base, &mut neighbours);
         let mut held = false;
         for &near in &neighbours {
-            held |= map.ref_at(roots.get(near).map, level, base, segments)? == Some(node);
+            held |= unless_lost(map.ref_at(roots.get(near).map, level, base, segments))?.flatten() == Some(node);
         }
         if !held {
             release_node(map, segments, node);
@@ -83,6 +83,15 @@ pub fn release(
     replaced.slots.clear();
     replaced.nodes.clear();
     Ok(())
+}
+
+/// `None` where a map page cannot be read because it came with a volume that another pool has now. What such a page
+/// refers to came with that volume, too: none of it is this pool's to give back.
+pub fn unless_lost<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 /// Nobody refers to a stored node any more. A page in which nothing lives leaves the memory, too.

@@ -1,7 +1,7 @@
 //! Finding a volume's newest manifest.
 
 use super::{ObjectStore, Range};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{manifest_number, manifest_prefix, Manifest};
 use crate::space::store_error;
 use crate::types::VolumeId;
@@ -35,6 +35,15 @@ impl ClaimJob {
     pub(crate) fn take(self) -> Vec<(VolumeId, Claimed)> {
         self.found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The newest manifest of a volume of which number `number` was just put; `None` when it is that one. Whoever was
+/// held for long may have put it in the place of one that was deleted long ago.
+pub(crate) fn newer_than(store: &dyn ObjectStore, name: &str, number: u64) -> Result<Option<Manifest>> {
+    let newest = newest_manifest(store, name)?;
+    let newest =
+        newest.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("the manifests of {name:?} are gone")))?;
+    Ok((newest.number > number).then_some(newest))
 }
 
 /// A volume's newest manifest.

@@ -90,7 +90,11 @@ impl Pool {
             match seen {
                 Seen::Ours => self.renew(id, job.began_us),
                 Seen::Silence => self.renew(id, now),
-                Seen::Theirs(there) => self.lost(id, &there),
+                Seen::Theirs(there) => {
+                    if let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) {
+                        chain.lose(&there);
+                    }
+                }
             }
         }
     }

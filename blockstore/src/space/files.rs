@@ -154,7 +154,13 @@ impl Segments {
             return Ok(None);
         }
         let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);
-        self.remote.as_ref().map(Some).ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))
+        let remote = self.remote.as_ref().ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))?;
+        let imported = self.table.get(id).is_some_and(|s| s.place == Place::Imported);
+        if imported && !remote.parts.contains_key(&id) {
+            let text = format!("segment {} came with a volume that belongs to another pool now: delete it here", id.0);
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        Ok(Some(remote))
     }
 
     /// From now on slots may be in `store`.

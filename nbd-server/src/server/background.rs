@@ -111,6 +111,7 @@ impl Server {
                 }
                 Done::AuditProgress(token, line) => self.progress(token, &line),
                 Done::Tier(job, outcome) => self.tier_done(job, outcome),
+                Done::Sweep(outcome) => self.swept(outcome),
                 Done::Lease(job) => self.looked(&job),
                 Done::Attach(token, job, outcome) => self.attach_done(token, *job, outcome),
                 Done::Audited(token, outcome) => self.audited(token, outcome),

@@ -13,7 +13,7 @@ use crate::control::{self, error_json, text, Taken};
 use crate::jobs::Job;
 use crate::metrics;
 use crate::session::Wait as NbdWait;
-use blockstore::object::{AttachJob, Standing, TierJob};
+use blockstore::object::{AttachJob, Standing, SweepReport, TierJob};
 use blockstore::{Durability, Error, ErrorKind, Lsn, Pool, Result, VolumeId};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, VecDeque};
@@ -26,6 +26,8 @@ const ROUND_BYTES: u64 = 64 << 20;
 /// Between tries after the store has failed: doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Between sweeps of the whole store.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// What others wait for may come with time alone.
 const POLL_EVERY: Duration = Duration::from_millis(50);
 /// Between lines of progress for somebody who waits.
@@ -68,6 +70,7 @@ pub(super) struct Tier {
     polled: Instant,
     /// When flushes of each volume found it at which number, for volumes that may lag behind by a bounded time.
     reached: BTreeMap<VolumeId, VecDeque<(Instant, Lsn)>>,
+    swept: Instant,
     fenced: Vec<VolumeId>,
 }
 
@@ -86,6 +89,7 @@ impl Tier {
             told: now,
             polled: now,
             reached: BTreeMap::new(),
+            swept: now,
             fenced: Vec::new(),
         }
     }
@@ -142,6 +146,7 @@ fn is_there(pool: &Pool, volume: VolumeId, upto: Lsn) -> Result<bool> {
 impl Server {
     /// Begins the next round when it is due.
     pub(super) fn tend_tier(&mut self) {
+        self.tend_sweep();
         let written = self.metrics.written_bytes;
         let Some(tier) = &mut self.tier else { return };
         let now = Instant::now();
@@ -160,7 +165,9 @@ impl Server {
         match self.pool.tier_job() {
             Ok(None) => {}
             Ok(Some(job)) => {
-                (tier.busy, tier.began, tier.written_then) = (true, now, written);
+                if !matches!(job, TierJob::Clean(_)) {
+                    (tier.busy, tier.began, tier.written_then) = (true, now, written);
+                }
                 self.workers.submit(Job::Tier(job));
             }
             Err(e) => {
@@ -171,7 +178,14 @@ impl Server {
     }
 
     pub(super) fn tier_done(&mut self, job: TierJob, outcome: Result<()>) {
+        let cleaning = matches!(job, TierJob::Clean(_));
         let outcome = self.pool.tier_done(job, outcome);
+        if cleaning {
+            if let Err(e) = outcome {
+                warn!(error = %e, "cleaning the object store failed: it is tried again");
+            }
+            return self.find_fenced();
+        }
         let Some(tier) = &mut self.tier else { return };
         tier.busy = false;
         match outcome {
@@ -325,6 +339,23 @@ impl Server {
         let (sent, left) = (self.pool.sent().block_bytes, self.pool.unsent_bytes());
         let line = json!({"progress": {"done": sent, "total": sent + left}});
         tokens.into_iter().for_each(|token| self.progress(token, &line));
+    }
+
+    /// Once a day the whole store is looked through.
+    fn tend_sweep(&mut self) {
+        let Some(tier) = &mut self.tier else { return };
+        let due = tier.swept.elapsed() > SWEEP_EVERY;
+        if let Some(store) = due.then(|| self.pool.object_store()).flatten() {
+            tier.swept = Instant::now();
+            self.workers.submit(Job::Sweep(store, crate::open::now_us()));
+        }
+    }
+
+    pub(super) fn swept(&mut self, outcome: Result<SweepReport>) {
+        match outcome {
+            Ok(report) => info!(?report, "the object store was swept"),
+            Err(e) => warn!(error = %e, "sweeping the object store failed: nothing more is deleted until tomorrow"),
+        }
     }
 
     /// Carries out what is between the pool and its object store; `false` when `request` is something else.

@@ -1,7 +1,7 @@
 //! A daemon one of whose volumes is in an object store alone.
 
 use super::{wire, Daemon};
-use blockstore::object::{Entropy, ObjectStore, ObjectTier, TierJob};
+use blockstore::object::{Entropy, ObjectStore, ObjectTier};
 use blockstore::testing::{SimClock, SimDisk};
 use blockstore::{Cleaning, Pool, PoolOptions};
 use nbd_server::open_pool;
@@ -24,10 +24,7 @@ fn sync(pool: &mut Pool) {
             pool.anchor(Cleaning::Busy).expect("an anchor");
         }
         let Some(job) = pool.tier_job().expect("work for the store") else { return };
-        let outcome = match &job {
-            TierJob::Claim(job) => job.run(),
-            TierJob::Upload(job) => job.run(),
-        };
+        let outcome = job.run();
         pool.tier_done(job, outcome).expect("uploaded");
     }
 }
