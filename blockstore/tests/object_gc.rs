@@ -102,6 +102,8 @@ impl Host {
         job.run()?;
         let id = self.pool.attached(job)?;
         self.pool.anchor(Cleaning::Busy)?;
+        // Whoever had it knows by now.
+        self.clock.advance_us(2 * blockstore::limits::LEASE_US);
         Ok(id)
     }
 
@@ -325,6 +327,7 @@ fn an_owner_that_slept_for_long_finds_out_that_it_is_none() {
     first.write("disk", 0, &block);
     first.sync();
     second.attach("disk", true).unwrap();
+    second.sync();
     for round in 0..20 {
         world.hosts[1].write("disk", round, &block);
         world.hosts[1].sync();
@@ -673,10 +676,10 @@ fn end(world: &mut World, seed: u64, deleted: &mut u64) {
     for name in volumes_in(&world.store) {
         let seen = list_volumes(&world.store.observer()).unwrap().remove(&name);
         world.hosts[0].attach(&name, true).unwrap();
+        world.hosts[0].sync();
         if let Err(e) = world.hosts[0].contents(&name, None) {
             panic!("{context}: {name} {seen:?}: {e}");
         }
-        world.hosts[0].sync();
         world.hosts[0].delete(&name);
     }
     world.quiesce(&context);

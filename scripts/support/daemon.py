@@ -33,13 +33,14 @@ class Daemon:
         self.log = folder / "daemon.log"
         self.port = free_port() if tcp else None
         self.process = None
+        self.more = []
 
     def start(self):
         """Starts the daemon and waits until it listens."""
         listen = ["--nbd", f"unix:{self.socket}"]
         if self.port:
             listen += ["--nbd", f"tcp:127.0.0.1:{self.port}"]
-        command = [self.binary, "serve", "--pool", str(self.pool), *listen]
+        command = [self.binary, "serve", "--pool", str(self.pool), *listen, *self.more]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + START_S
