@@ -50,7 +50,7 @@ pub fn list(args: &ObjectArgs, as_json: bool) -> Result<(), Failure> {
 
 /// Deletes what no volume needs and is old enough.
 pub fn gc(args: &ObjectArgs, dry_run: bool, grace_hours: f64, as_json: bool) -> Result<(), Failure> {
-    if !(grace_hours >= 0.0 && grace_hours < 1e6) {
+    if !(0.0..1e6).contains(&grace_hours) {
         return Err(Failure::new("invalid", format!("--grace {grace_hours} is not a number of hours")));
     }
     let store = connect(args)?.tier.store;

@@ -390,7 +390,8 @@ impl Pool {
         let named = makers(&manifest);
         if tenure == Tenure::Deleted {
             let Manifest { roots, origins, objects, segments, tail, .. } = &mut manifest;
-            (roots.clear(), origins.clear(), objects.clear(), segments.clear(), tail.clear());
+            (*roots, *origins, *segments) = (Vec::new(), Vec::new(), BTreeMap::new());
+            (*objects, *tail) = (BTreeMap::new(), Vec::new());
         }
         let mut pinned = chain.pinned.clone();
         if tenure == Tenure::Deleted {

@@ -136,9 +136,9 @@ impl UploadJob {
     /// Makes everything before the cut durable here; the first step.
     pub fn prepare(&self) -> Result<()> {
         let outcome = self.flushes.iter().try_for_each(FlushJob::run);
-        let told = outcome.as_ref().map(|()| ()).map_err(|e| Error::sync("before an upload", e));
+        let failure = outcome.as_ref().err().map(|e| Error::sync("before an upload", e));
         *locked(&self.flushed) = Some(outcome);
-        told
+        failure.map_or(Ok(()), Err)
     }
 
     /// Objects that there are to put.

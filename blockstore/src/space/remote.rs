@@ -137,11 +137,6 @@ impl Remote {
         }
     }
 
-    /// The store.
-    pub fn store(&self) -> &Arc<dyn ObjectStore> {
-        &self.store
-    }
-
     /// Whether what is missing is fetched at once.
     pub fn is_patient(&self) -> bool {
         self.patient.get()
