@@ -84,6 +84,11 @@ impl History {
         Self::from_state(vec![0; BLOCKS as usize], 0)
     }
 
+    /// Of a volume with these stamps; its own begin far above.
+    pub fn of(base: Vec<u64>) -> Self {
+        Self::from_state(base, 1 << 40)
+    }
+
     fn from_state(base: Vec<u64>, next: u64) -> Self {
         Self { base, changes: Vec::new(), acknowledged: 0, floor: 0, next }
     }
