@@ -2,7 +2,9 @@
 //! killed at random moments and its pool removed, and another host attaches the volumes from the bucket. Each must be
 //! what a prefix of its history made of it, at or past everything that was said to be in the bucket.
 //!
-//! `CAIRN_KILLS` sets how often the host is lost; a third of the hosts see a store that fails.
+//! `CAIRN_KILLS` sets how often the host is lost; a third of the hosts see a store that fails. `CAIRN_CHAIN` sets after how many
+//! of them everything begins anew in another part of the bucket: several volumes that move together need more numbers of
+//! segments each time, and after 15 hosts or so there are none left.
 
 mod common;
 
@@ -18,7 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const KILLS: usize = 4;
+const KILLS: u64 = 4;
+const CHAIN: u64 = 10;
 /// One volume of each durability.
 const MODES: [&str; 3] = ["local", "bounded=150", "remote"];
 const BOUND: Duration = Duration::from_millis(150);
@@ -203,41 +206,70 @@ fn lose(bucket: &Bucket, pool: &mut Pool, stories: &mut [Story], seed: u64, faul
     assert!(!Path::new(&pool.pool()).exists());
 }
 
-#[test]
-fn a_lost_host_leaves_a_prefix_in_the_bucket() {
-    let kills = std::env::var("CAIRN_KILLS").map_or(KILLS, |text| text.parse().expect("CAIRN_KILLS is a number"));
-    let bucket = Bucket::new("prefixes");
-    let mut pool = first_host(&bucket);
+/// What is counted over all chains.
+#[derive(Default)]
+struct Sum {
+    lost: [usize; MODES.len()],
+    prefixes: usize,
+    acknowledged: usize,
+    flushes: usize,
+    promises: usize,
+    attaching: Vec<Duration>,
+}
+
+/// Loses so many hosts one after the other.
+fn chain(bucket: &Bucket, hosts: std::ops::Range<u64>, sum: &mut Sum) {
+    let mut pool = first_host(bucket);
     let mut stories: Vec<Story> = MODES.iter().map(|_| Story::new()).collect();
-    let (mut random, mut attaching) = (random(0), Vec::new());
-    let (mut lost, mut prefixes) = ([0; MODES.len()], 0);
-    for kill in 0..kills as u64 {
-        let faults = kill % 3 == 1;
+    let mut random = random(hosts.start);
+    for kill in hosts {
         let delay = Duration::from_millis(random() % 1500);
-        lose(&bucket, &mut pool, &mut stories, kill + 1, faults, delay);
+        lose(bucket, &mut pool, &mut stories, kill + 1, kill % 3 == 1, delay);
         pool = bucket.host(&[LAG]);
-        for ((mode, story), lost) in MODES.iter().zip(&mut stories).zip(&mut lost) {
+        for ((mode, story), lost) in MODES.iter().zip(&mut stories).zip(&mut sum.lost) {
             let begin = Instant::now();
             take_over(&pool, &volume(mode));
-            attaching.push(begin.elapsed());
-            let found = story.audit(&pool, &volume(mode));
-            *lost += found.lost;
-            prefixes += 1;
+            sum.attaching.push(begin.elapsed());
+            *lost += story.audit(&pool, &volume(mode)).lost;
+            sum.prefixes += 1;
         }
     }
     for mode in MODES {
         pool.json(&["volume", "sync", &volume(mode)]);
     }
-    pool.end(libc::SIGTERM);
-    attaching.sort_unstable();
-    let sum = |of: fn(&Story) -> usize| stories.iter().map(of).sum::<usize>();
-    let (acknowledged, flushes, promises) = (sum(|s| s.acknowledged), sum(|s| s.flushes), sum(|s| s.promises));
+    assert!(pool.end(libc::SIGTERM).success());
+    sum.acknowledged += stories.iter().map(|s| s.acknowledged).sum::<usize>();
+    sum.flushes += stories.iter().map(|s| s.flushes).sum::<usize>();
+    sum.promises += stories.iter().map(|s| s.promises).sum::<usize>();
+}
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+#[test]
+fn a_lost_host_leaves_a_prefix_in_the_bucket() {
+    let (kills, length) = (setting("CAIRN_KILLS", KILLS), setting("CAIRN_CHAIN", CHAIN));
+    let bucket = Bucket::new("prefixes");
+    let mut sum = Sum::default();
+    for first in (0..kills).step_by(length as usize) {
+        chain(&bucket.part(first), first..kills.min(first + length), &mut sum);
+    }
+    sum.attaching.sort_unstable();
+    let (middle, worst) = (sum.attaching[sum.attaching.len() / 2], sum.attaching[sum.attaching.len() - 1]);
     println!(
-        "hosts lost {kills}, prefixes {prefixes} of {}, acknowledged {acknowledged}, flushes {flushes}, promises kept {promises}; \
-         acknowledged and lost: local {}, bounded {}, remote {}; attached in {:.1?} (median), {:.1?} (longest)",
-        kills * MODES.len(), lost[0], lost[1], lost[2], attaching[attaching.len() / 2], attaching[attaching.len() - 1],
+        "hosts lost {kills}, prefixes {} of {}, acknowledged {}, flushes {}, promises kept {}; acknowledged and lost: \
+         local {}, bounded {}, remote {}; attached in {middle:.1?} (median), {worst:.1?} (longest)",
+        sum.prefixes,
+        kills * MODES.len() as u64,
+        sum.acknowledged,
+        sum.flushes,
+        sum.promises,
+        sum.lost[0],
+        sum.lost[1],
+        sum.lost[2],
     );
-    assert!(acknowledged > 100 * kills && promises > kills, "the clients were let work");
+    assert!(sum.acknowledged as u64 > 100 * kills && sum.promises as u64 > kills, "the clients were let work");
 }
 
 #[test]

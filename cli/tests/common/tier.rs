@@ -4,7 +4,6 @@ use super::moto::moto;
 use super::slow_proxy::{HttpFault, SlowProxy};
 use super::Pool;
 use serde_json::Value;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ pub const SECRET: &str = "wJalrXUtnFEMI-never-told-bPxRfiCY";
 
 /// A bucket of an S3 server of ours, behind a proxy.
 pub struct Bucket {
-    name: &'static str,
+    url: String,
     pub proxy: SlowProxy,
 }
 
@@ -26,18 +25,21 @@ impl Bucket {
 
     /// One that does not exist.
     pub fn missing(name: &'static str) -> Self {
-        let proxy = SlowProxy::start(moto().address, Duration::ZERO).expect("a proxy");
-        Self { name, proxy }
+        Self::at(format!("s3://{name}/disks"))
+    }
+
+    fn at(url: String) -> Self {
+        Self { url, proxy: SlowProxy::start(moto().address, Duration::ZERO).expect("a proxy") }
+    }
+
+    /// A prefix of it that nobody else uses.
+    pub fn part(&self, number: u64) -> Self {
+        Self::at(format!("{}/{number}", self.url))
     }
 
     /// The daemon's options for it.
     pub fn options(&self) -> [String; 2] {
-        [format!("--object-store=s3://{}/disks", self.name), format!("--s3-endpoint={}", self.proxy.url())]
-    }
-
-    /// The bucket without the proxy, for other processes than the daemons.
-    pub fn server() -> SocketAddr {
-        moto().address
+        [format!("--object-store={}", self.url), format!("--s3-endpoint={}", self.proxy.url())]
     }
 
     /// A new host with an empty pool.
@@ -78,7 +80,7 @@ pub fn take_over(pool: &Pool, volume: &str) -> Value {
         }
         let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(!said.contains("panicked") && !said.contains(SECRET), "{said}");
-        assert!(begin.elapsed() < Duration::from_secs(60), "{volume} cannot be attached: {said}\n{}", pool.log());
+        assert!(begin.elapsed() < Duration::from_secs(60), "{volume} cannot be attached: {said}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
