@@ -369,6 +369,8 @@ impl Pool {
     /// cheaper to pack, or dead: it is left alone unless much dead space has gathered.
     fn choose_victims(&mut self, cleaning: Cleaning) -> Vec<Victim> {
         let crowded = self.segments.table.crowded();
+        let away = self.segments.table.iter().any(|(_, segment)| segment.place != Place::Here);
+        self.segments.table.away = away;
         let mut victims = Vec::new();
         for (id, segment) in self.segments.table.iter_mut() {
             let settling = segment.live != std::mem::replace(&mut segment.live_before, segment.live);

@@ -26,6 +26,11 @@ impl Pool {
     pub fn write_arrived(&mut self, volume: VolumeId, offset: u64, data: &[u8], ahead: Ahead) -> Result<()> {
         let view = self.head_view(volume)?;
         self.bounds(view, offset, data.len() as u64)?;
+        let range = |pool: &mut Self| pool.prepare_write(view, offset, data.len() as u64);
+        self.prepared(range, |pool| pool.write_arrived_prepared(volume, offset, data, ahead))
+    }
+
+    fn write_arrived_prepared(&mut self, volume: VolumeId, offset: u64, data: &[u8], ahead: Ahead) -> Result<()> {
         let mut crcs = self.stream(volume).take_ahead(ahead);
         let in_place = crcs.len();
         let rest = data.get(in_place * BLOCK..).unwrap_or_default();

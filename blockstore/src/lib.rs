@@ -15,6 +15,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod absent;
 mod anchor;
 mod apply;
 mod arrival;
@@ -31,6 +32,7 @@ mod map;
 pub mod object;
 mod ops;
 mod pool;
+mod read_ahead;
 mod recovery;
 mod replay;
 mod scrub;
@@ -52,6 +54,7 @@ pub use ops::{CheckpointInfo, VolumeInfo};
 pub use pool::{Pool, PoolOptions};
 pub use recovery::RecoveryReport;
 pub use scrub::ScrubReport;
+pub use space::{Arrival, FetchJob, Fetched, Missing};
 pub use stats::{PoolStats, VolumeUsage};
 pub use types::{CheckpointName, Clock, Durability, Lsn, SegmentId, VolumeId};
 pub use volume::{Extent, View};

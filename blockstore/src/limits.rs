@@ -74,9 +74,38 @@ pub const OBJECT_SLOT_BYTES: usize = 32 << 20;
 pub const OBJECT_RANGES_MAX: u32 = (OBJECT_SLOT_BYTES / BLOCK) as u32;
 /// Largest window that a compressed manifest may need to be read, as a power of two: 8 MiB.
 pub const MANIFEST_WINDOW_LOG_MAX: u32 = 23;
-/// Directories of data objects kept in memory: one more drops the oldest.
+/// Directories of data objects kept in memory: one more drops another.
 pub const OBJECT_DIRECTORIES_KEPT: usize = 1024;
-/// Decompressed frames kept in memory (64 MiB): one more drops the oldest.
+/// Decompressed frames of blocks kept in memory (64 MiB): one more drops another.
 pub const OBJECT_FRAMES_KEPT: usize = 1024;
+/// So long, in microseconds, a volume is taken for ours after its manifests showed it: then they are looked at again
+/// before anybody is answered. Whoever takes a volume over waits for longer.
+pub const LEASE_US: u64 = 3_000_000;
+/// Decompressed frames of map pages kept in memory (32 MiB): one more drops another. Half of them are the newest
+/// ones: a change that needs more before it can be made is made slowly.
+pub const OBJECT_MAP_FRAMES_KEPT: usize = 512;
+/// Blocks fetched ahead of one sequential reader at most (24 MiB): 16 requests of 1 MiB under way, and some behind
+/// them that can begin at once.
+pub const READ_AHEAD_BLOCKS_MAX: u64 = 6144;
+/// Blocks fetched ahead of all sequential readers that read now (32 MiB, what is new among the frames in memory):
+/// several of them share it.
+pub const READ_AHEAD_BLOCKS_ALL: u64 = 8192;
+/// Pieces of objects wanted or under way beyond which nothing more is fetched ahead (32 MiB of frames).
+pub const WANTS_AHEAD_MAX: usize = 512;
 /// Longest manifest that is read, bytes, before and after decompression.
 pub const MANIFEST_BYTES_MAX: usize = 256 << 20;
+/// How long an old manifest stays when a newer one is durable, and a dead object when no manifest names it any more.
+/// Twice [`FENCE_FRESH_US`], at least: an owner that was held for longer must meet the manifest that took its place.
+pub const OBJECT_GRACE_US: u64 = 10 * 60 * 1_000_000;
+/// How long an owner may rely on having put the newest manifest: one that heard nothing for longer asks again.
+pub const FENCE_FRESH_US: u64 = 5 * 60 * 1_000_000;
+/// How old an object must be for the daily sweep to call it an orphan.
+pub const SWEEP_GRACE_US: u64 = 24 * 3600 * 1_000_000;
+/// A pool that has put an object and named it in no manifest for so long puts its slots again: the sweep may have come.
+pub const UNNAMED_US_MAX: u64 = 12 * 3600 * 1_000_000;
+/// How old a pin must be to be removed by others than its owner: attaching takes seconds.
+pub const PIN_SPENT_AFTER_US: u64 = 24 * 3600 * 1_000_000;
+/// Objects that one cleaning job deletes: more wait for the next.
+pub const CLEAN_OBJECTS_MAX: usize = 256;
+/// Live slots (64 MiB) of mostly dead objects that are put again in a round: more wait for the next.
+pub const REPACK_SLOTS_MAX: u32 = 1 << 14;

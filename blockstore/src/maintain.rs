@@ -2,7 +2,7 @@
 
 use crate::anchor::{Cleaning, Victim};
 use crate::checkpoint::reap_step;
-use crate::disk::Disk;
+use crate::disk::{allocate, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
 use crate::limits::RECYCLED_MAX;
@@ -75,8 +75,7 @@ pub fn prepare_segment(disk: &Arc<dyn Disk>, id: SegmentId) -> io::Result<Arc<dy
     static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
     let file = disk.create(&segment_name(id))?;
     let bytes = u64::from(crate::limits::SEGMENT_SLOTS) * crate::limits::BLOCK_U64;
-    let filled = file
-        .allocate(bytes)
+    let filled = allocate(&*file, bytes)
         .and_then(|()| (0..bytes).step_by(ZEROES.len()).try_for_each(|at| file.write_at(&[IoSlice::new(&ZEROES)], at)));
     if let Err(e) = filled.and_then(|()| file.sync()).and_then(|()| disk.sync_names()) {
         let _ = disk.remove(&segment_name(id));
@@ -86,12 +85,20 @@ pub fn prepare_segment(disk: &Arc<dyn Disk>, id: SegmentId) -> io::Result<Arc<dy
 }
 
 impl Pool {
-    /// Gives back blocks of what was deleted; `false` when there is nothing to do.
+    /// Gives back blocks of what was deleted; `false` when there is nothing to do, or what it needs has to be
+    /// fetched first.
     pub fn reap(&mut self, steps: usize) -> Result<bool> {
         if self.roots.ghosts().is_empty() || self.poisoned.is_some() {
             return Ok(false);
         }
-        reap_step(&mut self.roots, &mut self.map, &mut self.segments, steps)
+        let demands = self.demands();
+        match reap_step(&mut self.roots, &mut self.map, &mut self.segments, steps) {
+            Err(e) if e.kind() == ErrorKind::Absent => {
+                self.forget_demands(demands);
+                Ok(false)
+            }
+            done => done,
+        }
     }
 
     /// The next file to clean, if the newest anchor allows one.

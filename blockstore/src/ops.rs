@@ -5,6 +5,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::RootKind;
+use crate::format::manifest::Tenure;
 use crate::format::record::Record;
 use crate::limits::{BLOCK_U64, COMMENT_BYTES_MAX, NAME_BYTES_MAX, VOLUMES_MAX, VOLUME_BYTES_MAX};
 use crate::log::FlushJob;
@@ -98,15 +99,18 @@ impl Pool {
     /// Deletes a volume and its checkpoints; what forks share stays with them.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<FlushJob> {
         self.volume(id)?;
-        self.log_with_reserve(POOL_STREAM, vec![Record::DeleteVolume { id }])?;
-        self.flush_job(POOL_STREAM)
+        let farewell = self.farewell(id, Tenure::Deleted);
+        self.delete_with(id, farewell)
     }
 
     /// Changes a volume's size; what lies beyond a smaller size is gone.
     pub fn resize_volume(&mut self, id: VolumeId, size: u64) -> Result<FlushJob> {
         self.volume(id)?;
         Self::check_size(size)?;
-        self.log_with_reserve(id, vec![Record::Resize { size }])?;
+        let before = self.roots.get(self.volume(id)?.head).size;
+        let gone = size.div_ceil(BLOCK_U64)..before.div_ceil(BLOCK_U64);
+        let resize = vec![Record::Resize { size }];
+        self.prepared(|pool| pool.prepare_trim(id, gone), |pool| pool.log_with_reserve(id, resize))?;
         self.flush_job(id)
     }
 

@@ -87,6 +87,8 @@ pub struct Pool {
     pub(crate) structural: Vec<Structural>,
     pub(crate) reserve: Reserve,
     pub(crate) tier: Option<crate::object::Tier>,
+    pub(crate) appended_bytes: u64,
+    pub(crate) readers: crate::read_ahead::Readers,
 }
 
 impl Pool {
@@ -180,6 +182,15 @@ impl Pool {
     ) -> Result<()> {
         self.writable()?;
         self.not_fenced(volume)?;
+        self.patiently(|pool| pool.append_and_apply(volume, records, payload))
+    }
+
+    fn append_and_apply(
+        &mut self,
+        volume: VolumeId,
+        records: Vec<crate::format::record::Record>,
+        payload: Payload<'_>,
+    ) -> Result<()> {
         let blocks = payload.crcs.len() as u64;
         let structural = records.iter().any(crate::format::record::Record::is_structural);
         let (epoch, lsn) = (self.epoch, self.next_lsn);
@@ -195,6 +206,7 @@ impl Pool {
             }
         };
         self.anchors.log_bytes += (blocks + 1) * BLOCK as u64;
+        self.appended_bytes += (blocks + 1) * BLOCK as u64;
         if structural {
             let files = stream.flush_job(lsn, &self.disk).files;
             self.structural.push(Structural { volume, lsn, files });
@@ -288,6 +300,21 @@ impl Pool {
     /// Log ranges whose write-back is worth starting now, so that a later flush waits for little.
     pub fn take_writeback(&mut self, volume: VolumeId) -> Option<WriteBack> {
         self.streams.get_mut(&volume)?.take_writeback()
+    }
+
+    /// What write-back has not been started for: for a writer that is to wait for it.
+    pub fn take_rest(&mut self, volume: VolumeId) -> Option<WriteBack> {
+        self.streams.get_mut(&volume)?.take_rest()
+    }
+
+    /// Takes note of a write-back that was waited for; a failed one is a failed sync.
+    pub fn written_back(&mut self, outcome: io::Result<()>) -> Result<()> {
+        outcome.map_err(|e| self.sync_failed(&e))
+    }
+
+    /// Bytes that were ever appended to logs.
+    pub fn appended_bytes(&self) -> u64 {
+        self.appended_bytes
     }
 
     /// Accepts no more changes, for the reason `why`, and leaves a note for the next opening.

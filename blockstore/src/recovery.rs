@@ -204,6 +204,8 @@ impl Pool {
             structural: Vec::new(),
             reserve: Reserve::default(),
             tier: None,
+            appended_bytes: 0,
+            readers: crate::read_ahead::Readers::default(),
         };
         pool.anchors.bytes = bytes;
         pool.anchors.live_blocks = pool.segments.table.live_blocks;

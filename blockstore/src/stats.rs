@@ -1,6 +1,6 @@
 //! Space accounts for people and bills.
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::segment::SegmentKind;
 use crate::limits::BLOCK_U64;
 use crate::map::{span, Ref, FANOUT};
@@ -9,6 +9,8 @@ use crate::types::{CheckpointName, RootId, VolumeId};
 
 /// Remembered node counts beyond this are forgotten.
 const COUNTS_MAX: usize = 1 << 20;
+/// Absent nodes that one walk finds before it ends: then all their pages are fetched at once, and it begins again.
+const ABSENT_MAX: usize = 4096;
 
 /// A volume's space, bytes.
 #[derive(Clone, Debug, Default)]
@@ -96,11 +98,7 @@ impl Pool {
         if let Some(known) = self.counts.get(&at) {
             return Ok(*known);
         }
-        let mut sum = 0;
-        for i in 0..FANOUT {
-            let child = self.map.child(at, i, &self.segments)?;
-            sum += self.count(child, level - 1)?;
-        }
+        let sum = self.sum_children(at, |pool, _, child| pool.count(child, level - 1))?;
         // Only nodes in map pages are immutable under their reference.
         if at.page_addr().is_some() {
             if self.counts.len() >= COUNTS_MAX {
@@ -135,11 +133,22 @@ impl Pool {
             }
             return Ok(leaf.iter().filter(|bits| **bits != 0).count() as u64);
         }
-        let mut sum = 0;
+        let step = span(level - 1);
+        self.sum_children(at, |pool, i, child| pool.exclusive_below(child, level - 1, base + i as u64 * step, root))
+    }
+
+    /// What `of` says of the children of a node, in all. Where something is absent the others are looked at all the
+    /// same, so that what they lack is asked for, too.
+    fn sum_children(&mut self, at: Ref, mut of: impl FnMut(&mut Self, usize, Ref) -> Result<u64>) -> Result<u64> {
+        let mut sum = Ok(0);
         for i in 0..FANOUT {
-            let child = self.map.child(at, i, &self.segments)?;
-            sum += self.exclusive_below(child, level - 1, base + i as u64 * span(level - 1), root)?;
+            let child = self.map.child(at, i, &self.segments);
+            match child.and_then(|child| of(self, i, child)) {
+                Ok(n) => sum = sum.map(|sum| sum + n),
+                Err(e) if e.kind() == ErrorKind::Absent && self.demands() < ABSENT_MAX => sum = Err(e),
+                Err(e) => return Err(e),
+            }
         }
-        Ok(sum)
+        sum
     }
 }

@@ -55,6 +55,9 @@ impl fmt::Display for SlotAddr {
 pub trait Clock: Send + Sync {
     /// Microseconds since 1970-01-01 UTC.
     fn now_us(&self) -> u64;
+
+    /// Microseconds since some moment, that never go back and go on while the machine sleeps.
+    fn monotonic_us(&self) -> u64;
 }
 
 /// What a flush of a volume waits for.

@@ -1,5 +1,6 @@
 //! Reading and writing volumes.
 
+use crate::absent::all_present;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::RootKind;
 use crate::format::batch::BODY_BYTES;
@@ -11,6 +12,8 @@ use crate::pool::Pool;
 use crate::types::{CheckpointName, RootId, SlotAddr, VolumeId};
 use std::io::IoSlice;
 
+/// Absent places of a map that one question about extents finds at most: then it is asked again.
+const MISSES_MAX: usize = 1024;
 static ZERO_BLOCK: [u8; BLOCK] = [0; BLOCK];
 
 /// Something that can be read: a volume's head, or one of its checkpoints.
@@ -142,6 +145,7 @@ impl Pool {
     /// Appends `len` bytes from `offset` to `out`, as [`Pool::read`]; on an error `out` is as before.
     pub fn read_onto(&mut self, view: View, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
+        let reads = self.remote_reads();
         let whole_blocks = offset % BLOCK_U64 == 0 && len % BLOCK == 0;
         let outcome = if whole_blocks {
             let inside = self.bounds(view, offset, len as u64);
@@ -150,42 +154,59 @@ impl Pool {
             out.resize(start + len, 0);
             self.read(view, offset, &mut out[start..])
         };
+        if self.remote_reads() != reads {
+            self.read_on(view, offset / BLOCK_U64, len.div_ceil(BLOCK) as u64);
+        }
         outcome.inspect_err(|_| out.truncate(start))
     }
 
     fn read_blocks_onto(&mut self, view: View, first: u64, count: usize, out: &mut Vec<u8>) -> Result<()> {
         let mut done = 0;
         while done < count {
-            let (run, addr) = self.stored_run(view, first + done as u64, count - done)?;
-            let start = out.len();
-            match addr {
-                None => out.resize(start + run * BLOCK, 0),
-                Some(addr) => {
-                    self.segments.read_slots_onto(addr, out, run)?;
-                    self.verify_run(view, first + done as u64, addr, &out[start..])?;
-                }
-            }
-            done += run;
+            let block = first + done as u64;
+            let read = self.read_run_onto(view, block, count - done, out);
+            done += read.inspect_err(|e| self.demand_rest(e, view, block, count - done))?;
         }
         Ok(())
     }
 
-    fn read_blocks(&mut self, view: View, first: u64, buf: &mut [u8]) -> Result<()> {
+    /// Appends a run of blocks that lie together; returns how many there were.
+    fn read_run_onto(&mut self, view: View, block: u64, max: usize, out: &mut Vec<u8>) -> Result<usize> {
+        let (run, addr) = self.stored_run(view, block, max)?;
+        let start = out.len();
+        match addr {
+            None => out.resize(start + run * BLOCK, 0),
+            Some(addr) => {
+                self.segments.read_slots_onto(addr, out, run)?;
+                self.verify_run(view, block, addr, &out[start..])?;
+            }
+        }
+        Ok(run)
+    }
+
+    pub(crate) fn read_blocks(&mut self, view: View, first: u64, buf: &mut [u8]) -> Result<()> {
         let count = buf.len() / BLOCK;
         let mut done = 0;
         while done < count {
-            let (run, addr) = self.stored_run(view, first + done as u64, count - done)?;
-            let piece = &mut buf[done * BLOCK..(done + run) * BLOCK];
-            match addr {
-                None => piece.fill(0),
-                Some(addr) => {
-                    self.segments.read_slots(addr, piece)?;
-                    self.verify_run(view, first + done as u64, addr, piece)?;
-                }
-            }
-            done += run;
+            let block = first + done as u64;
+            let read = self.read_run(view, block, &mut buf[done * BLOCK..]);
+            done += read.inspect_err(|e| self.demand_rest(e, view, block, count - done))?;
         }
         Ok(())
+    }
+
+    /// Fills the front of `buf` with a run of blocks that lie together; returns how many there were.
+    fn read_run(&mut self, view: View, block: u64, buf: &mut [u8]) -> Result<usize> {
+        let (run, addr) = self.stored_run(view, block, buf.len() / BLOCK)?;
+        let piece = &mut buf[..run * BLOCK];
+        match addr {
+            None => piece.fill(0),
+            Some(addr) => {
+                self.segments.read_slots(addr, piece)?;
+                self.verify_run(view, block, addr, piece)?;
+            }
+        }
+        Ok(run)
     }
 
     fn verify_run(&mut self, view: View, first: u64, addr: SlotAddr, data: &[u8]) -> Result<()> {
@@ -202,7 +223,12 @@ impl Pool {
     }
 
     /// The longest run from `block`, up to `max` blocks, that is a hole or lies in consecutive slots.
-    fn run_at(&mut self, tree: crate::map::MapRoot, block: u64, max: usize) -> Result<(usize, Option<SlotAddr>)> {
+    pub(crate) fn run_at(
+        &mut self,
+        tree: crate::map::MapRoot,
+        block: u64,
+        max: usize,
+    ) -> Result<(usize, Option<SlotAddr>)> {
         let mut run = 0;
         let mut first = 0;
         'leaves: while run < max {
@@ -243,6 +269,15 @@ impl Pool {
     /// Writes several requests, in order, in as few batches as possible.
     pub fn write_many(&mut self, volume: VolumeId, requests: &[(u64, &[u8])]) -> Result<()> {
         let view = self.head_view(volume)?;
+        let ranges = |pool: &mut Self| {
+            let each = requests.iter().map(|(offset, data)| pool.prepare_write(view, *offset, data.len() as u64));
+            all_present(each)
+        };
+        self.prepared(ranges, |pool| pool.write_prepared(view, requests))
+    }
+
+    fn write_prepared(&mut self, view: View, requests: &[(u64, &[u8])]) -> Result<()> {
+        let volume = view.volume;
         let mut group = Group::default();
         for &(offset, data) in requests {
             self.bounds(view, offset, data.len() as u64)?;
@@ -311,7 +346,8 @@ impl Pool {
         if first >= last {
             return Ok(());
         }
-        self.log_with_reserve(volume, vec![Record::Trim { block: first, count: last - first }])
+        let trim = vec![Record::Trim { block: first, count: last - first }];
+        self.prepared(|pool| pool.prepare_trim(volume, first..last), |pool| pool.log_with_reserve(volume, trim))
     }
 
     /// Makes the range read as zeros, as holes where whole blocks allow it, or with `allocate` as
@@ -319,6 +355,20 @@ impl Pool {
     pub fn write_zeroes(&mut self, volume: VolumeId, offset: u64, len: u64, allocate: bool) -> Result<()> {
         let view = self.head_view(volume)?;
         let end = self.bounds(view, offset, len)?;
+        let ends = |pool: &mut Self| {
+            let (first, last) = (offset.div_ceil(BLOCK_U64), end / BLOCK_U64);
+            if allocate || first > last {
+                return pool.prepare_write(view, offset, len);
+            }
+            let trim = pool.prepare_trim(volume, first..last);
+            let head = pool.prepare_write(view, offset, first * BLOCK_U64 - offset);
+            all_present([trim, head, pool.prepare_write(view, last * BLOCK_U64, end - last * BLOCK_U64)])
+        };
+        self.prepared(ends, |pool| pool.zero_prepared(view, offset, len, allocate))
+    }
+
+    fn zero_prepared(&mut self, view: View, offset: u64, len: u64, allocate: bool) -> Result<()> {
+        let (volume, end) = (view.volume, offset + len);
         if allocate {
             return self.write_stored_zeroes(view, offset, end);
         }
@@ -415,11 +465,20 @@ impl Pool {
         };
         // One long run may take any number of steps: they are bounded as well, and the answer ends early.
         let mut steps = max.saturating_mul(4).max(1024);
-        while at < end && out.len() <= max && steps > 0 {
+        // Some steps behind what is absent tell what else is.
+        let (mut absent, mut misses) = (None, 0);
+        while at < end && out.len() <= max && steps > 0 && misses < MISSES_MAX {
             steps -= 1;
             let block = at / BLOCK_U64;
-            let (clear, bits) = probe(self, block)?;
             let leaf_end = (block / FANOUT as u64 + 1) * FANOUT as u64;
+            let (clear, bits) = match probe(self, block) {
+                Err(e) if e.kind() == ErrorKind::Absent => {
+                    misses += 1;
+                    absent = Some(e);
+                    (leaf_end - block, 0)
+                }
+                seen => seen?,
+            };
             if clear > 0 {
                 let until = (block + clear).saturating_mul(BLOCK_U64).min(end);
                 push(&mut out, until - at, true);
@@ -436,6 +495,6 @@ impl Pool {
             }
         }
         out.truncate(max);
-        Ok(out)
+        absent.map_or(Ok(out), Err)
     }
 }

@@ -238,3 +238,17 @@ fn the_other_sync_of_a_file_fails_too() {
     }
     assert!(refused > 0);
 }
+
+/// The kernel tells of a write-back that failed only once: who waits for one and hears of it is who says so.
+#[test]
+fn a_write_back_that_failed_is_a_failed_sync() {
+    let (disk, mut pool, id) = new_pool();
+    pool.write(id, 0, &[1; BLOCK]).unwrap();
+    let range = pool.take_rest(id).unwrap();
+    assert_eq!((range.offset, range.len % BLOCK as u64), (0, 0));
+    assert!(range.len >= 2 * BLOCK as u64);
+    assert_eq!(pool.take_rest(id).unwrap().len, 0, "it is taken once");
+    pool.written_back(range.wait(&*disk.handle())).unwrap();
+    pool.written_back(Err(std::io::Error::other("a broken medium"))).unwrap_err();
+    assert_eq!(pool.write(id, 0, &[2; BLOCK]).unwrap_err().kind(), ErrorKind::Closed);
+}

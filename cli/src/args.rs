@@ -67,8 +67,33 @@ pub enum Verb {
         volume: Option<String>,
     },
     /// Recompute the pool's accounts by walking every map (beside a running daemon, too)
-    #[command(after_help = "Exit code 5 when the accounts are wrong.")]
-    Check,
+    #[command(
+        after_help = "Examples:\n  cairn check                                            the pool's accounts\n  cairn check --object-store s3://bucket/prefix          every volume in the store, from the store alone\n  cairn check --object-store s3://bucket/prefix --deep   and every byte of it\n\nExit code 5 when anything is wrong."
+    )]
+    Check {
+        #[command(flatten)]
+        object: ObjectArgs,
+        /// With --object-store: read every object and verify its digest
+        #[arg(long, requires = "object_store")]
+        deep: bool,
+    },
+    /// Delete from an object store what no volume needs (daemons do it daily)
+    #[command(
+        after_help = "Examples:\n  cairn gc --object-store s3://bucket/prefix --dry-run\n  cairn gc --object-store s3://bucket/prefix --grace 48\n\nWhat is younger than the grace stays: an upload that is under way may need it. If anything cannot be read, nothing is deleted."
+    )]
+    Gc {
+        #[command(flatten)]
+        object: ObjectArgs,
+        /// Only tell what would be deleted
+        #[arg(long)]
+        dry_run: bool,
+        /// Hours that what nobody needs is kept
+        #[arg(long, default_value_t = 24.0, value_name = "HOURS")]
+        grace: f64,
+    },
+    /// Keys that the object store is encrypted with
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Figures of the pool
     Stats {
         /// In the text form of Prometheus (needs the daemon)
@@ -125,7 +150,7 @@ pub struct ServeArgs {
 #[derive(Args)]
 pub struct ObjectArgs {
     /// Keep volumes in an object store, too: file:///FOLDER or s3://BUCKET/PREFIX (with the AWS_* environment)
-    #[arg(long, value_name = "URL", env = "CAIRN_OBJECT_STORE")]
+    #[arg(long, value_name = "URL")]
     pub object_store: Option<String>,
     /// The S3 server, when it is not Amazon's (also: AWS_ENDPOINT_URL)
     #[arg(long, value_name = "URL")]
@@ -158,8 +183,11 @@ pub enum VolumeVerb {
         #[arg(long)]
         size: String,
     },
-    /// All volumes
-    List,
+    /// All volumes of the pool, or with --object-store those in the store
+    List {
+        #[command(flatten)]
+        object: ObjectArgs,
+    },
     /// One volume or checkpoint, with its space
     Info {
         /// VOL or VOL@ID
@@ -247,6 +275,41 @@ pub enum VolumeVerb {
         /// The file, or - for standard output
         file: PathBuf,
     },
+}
+
+/// On keys.
+#[derive(Subcommand)]
+pub enum KeyVerb {
+    /// Have another key open the object store, without encrypting anything anew
+    #[command(
+        after_help = "In two stages, so that no daemon is locked out:\n  cairn key rotate --object-store URL --key-file OLD --new-key-file NEW              both open it\n  (restart the daemons with NEW)\n  cairn key rotate --object-store URL --key-file OLD --new-key-file NEW --stage retire\n\nBoth may be interrupted and repeated."
+    )]
+    Rotate(RotateArgs),
+}
+
+/// Options of a rotation.
+#[derive(Args)]
+pub struct RotateArgs {
+    #[command(flatten)]
+    pub object: ObjectArgs,
+    /// The new key
+    #[arg(long, value_name = "FILE", conflicts_with = "new_key_command")]
+    pub new_key_file: Option<PathBuf>,
+    /// The new key's command
+    #[arg(long, value_name = "CMD")]
+    pub new_key_command: Option<String>,
+    /// Add the new key, or remove the old one
+    #[arg(long, value_enum, default_value = "add")]
+    pub stage: Stage,
+}
+
+/// A stage of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Stage {
+    /// Both keys open everything afterwards.
+    Add,
+    /// Only the new one does.
+    Retire,
 }
 
 /// On checkpoints.

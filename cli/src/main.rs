@@ -5,6 +5,7 @@
 //! 6 no space.
 
 mod args;
+mod bucket;
 mod client;
 mod export;
 mod import;

@@ -2,7 +2,8 @@
 //!
 //! Not here: the copies of whole disks (`import`, `export`), the daemon (`serve`).
 
-use crate::args::{parse_size, CheckpointVerb, Cli, Verb, VolumeVerb};
+use crate::args::{parse_size, CheckpointVerb, Cli, KeyVerb, Verb, VolumeVerb};
+use crate::bucket;
 use crate::client::{carry_out, connect, Failure, Intent, Who, CONTROL};
 use crate::export;
 use crate::import;
@@ -25,6 +26,15 @@ fn size(text: &str) -> Result<u64, Failure> {
 
 /// Carries out any verb but `serve`.
 pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Check { object, deep } if object.object_store.is_some() => return bucket::check(object, *deep, cli.json),
+        Verb::Gc { object, dry_run, grace } => return bucket::gc(object, *dry_run, *grace, cli.json),
+        Verb::Key(KeyVerb::Rotate(args)) => return bucket::rotate(args, cli.json),
+        Verb::Volume(VolumeVerb::List { object }) if object.object_store.is_some() => {
+            return bucket::list(object, cli.json);
+        }
+        _ => {}
+    }
     let folder = pool_folder(cli)?;
     let (request, columns): (Value, &[&str]) = match verb {
         Verb::Volume(VolumeVerb::Import { file, name, raw }) => {
@@ -61,7 +71,7 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
             let request = json!({"op": "volume.detach", "volume": name, "force": force});
             return wait_for_store(&folder, &request, "detach", cli.json);
         }
-        Verb::Check => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
+        Verb::Check { .. } => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
         Verb::Scrub { volume } => {
             return verify(&folder, &json!({"op": "scrub", "volume": volume}), "scrub", cli.json);
         }
@@ -72,7 +82,7 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         }
         Verb::Fork { source, name } => (json!({"op": "fork", "volume": source, "name": name}), &[]),
         Verb::Stats { metrics } => (json!({"op": if *metrics { "metrics" } else { "stats" }}), &[]),
-        Verb::Serve(_) | Verb::Completions { .. } | Verb::Man { .. } => return Ok(()),
+        Verb::Gc { .. } | Verb::Key(_) | Verb::Serve(_) | Verb::Completions { .. } | Verb::Man { .. } => return Ok(()),
     };
     let (answer, who) = carry_out(&folder, &request)?;
     print(&answer, cli.json, columns);
@@ -87,7 +97,7 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
         VolumeVerb::Create { name, size: text } => {
             json!({"op": "volume.create", "volume": name, "size_bytes": size(text)?})
         }
-        VolumeVerb::List => json!({"op": "volume.list"}),
+        VolumeVerb::List { .. } => json!({"op": "volume.list"}),
         VolumeVerb::Info { name } => json!({"op": "volume.info", "volume": name}),
         VolumeVerb::Resize { name, size: text, shrink, force } => {
             let size = size(text)?;

@@ -6,6 +6,7 @@ use blockstore::object::sealed::{KeyWrap, LocalKey};
 use blockstore::object::{StoreError, StoreErrorKind};
 use nbd_server::object::{ConnectOptions, Connected, StoreOptions};
 use nbd_server::{read_key_file, CommandKey, SystemEntropy};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A store's error as a failure of the command.
@@ -35,12 +36,18 @@ pub fn connect(args: &ObjectArgs) -> Result<Option<Connected>, Failure> {
     Connected::open(&options).map(Some).map_err(|e| failure(&e))
 }
 
-fn key(args: &ObjectArgs) -> Result<Option<Arc<dyn KeyWrap>>, Failure> {
-    if let Some(path) = &args.key_file {
+/// The key that the command line names, if it names one.
+pub fn key(args: &ObjectArgs) -> Result<Option<Arc<dyn KeyWrap>>, Failure> {
+    key_of(args.key_file.as_deref(), args.key_command.as_deref())
+}
+
+/// The key in a file, or behind a command.
+pub fn key_of(file: Option<&Path>, command: Option<&str>) -> Result<Option<Arc<dyn KeyWrap>>, Failure> {
+    if let Some(path) = file {
         let key = LocalKey::new(read_key_file(path)?, Arc::new(SystemEntropy)).map_err(|e| failure(&e))?;
         return Ok(Some(Arc::new(key)));
     }
-    let Some(command) = &args.key_command else { return Ok(None) };
+    let Some(command) = command else { return Ok(None) };
     let key = CommandKey::new(command).map_err(|e| failure(&e))?;
     Ok(Some(Arc::new(key)))
 }

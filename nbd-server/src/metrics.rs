@@ -34,6 +34,10 @@ pub struct Metrics {
     pub anchors: u64,
     /// Segment files cleaned.
     pub cleaned: u64,
+    /// Requests to the object store for what is not here.
+    pub fetches: u64,
+    /// Those that failed, after several tries.
+    pub failed_fetches: u64,
 }
 
 impl Metrics {
@@ -53,6 +57,8 @@ impl Metrics {
             ("cairn_connections_total", "Connections since the start, commands included.", self.connections),
             ("cairn_anchors_total", "Anchors written.", self.anchors),
             ("cairn_cleaned_segments_total", "Segment files removed, reused or packed.", self.cleaned),
+            ("cairn_fetches_total", "Pieces fetched from the object store for clients.", self.fetches),
+            ("cairn_failed_fetches_total", "Fetches that failed after several tries.", self.failed_fetches),
             ("cairn_connections_open", "Connections that are open.", open as u64),
             ("cairn_poisoned", "1 when a failed sync has stopped all changes.", u64::from(poisoned)),
             ("cairn_live_bytes", "Blocks that some volume or checkpoint holds.", pool.live),

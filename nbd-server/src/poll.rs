@@ -9,6 +9,9 @@ pub const READ: u32 = libc::EPOLLIN as u32;
 /// Interest in writing.
 pub const WRITE: u32 = libc::EPOLLOUT as u32;
 
+/// Told whatever the interest is: the other side is gone.
+pub const GONE: u32 = libc::EPOLLHUP as u32;
+
 /// An epoll instance.
 pub struct Poll(OwnedFd);
 

@@ -8,6 +8,7 @@ use common::honest::Honest;
 use common::{wire, Daemon};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The tests look at the memory of the one process they share.
@@ -35,6 +36,48 @@ fn an_honest_client_is_served_correctly_through_every_attack() {
     honest.audit();
     // Whoever comes after the storm is let in, and reads the same.
     honest.moved_to(daemon.connect()).audit();
+}
+
+/// Bulk writers are held back while others flush: they still get every reply, and all that they wrote is there.
+#[test]
+fn much_is_written_correctly_beside_a_client_that_flushes() {
+    const BYTES: usize = 24 << 20;
+    const NO_HOLE: u16 = 2;
+    let _alone = alone();
+    let daemon = Daemon::start();
+    let stop = AtomicBool::new(false);
+    let mut honest = Honest::new(daemon.connect());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                (0..20).for_each(|_| honest.turn());
+            }
+        });
+        let writers: Vec<_> = (1..3u64)
+            .map(|i| {
+                let mut client = daemon.connect();
+                scope.spawn(move || {
+                    wire::go(&mut client).expect("let in");
+                    let offset = i * (64 << 20) + 512;
+                    let mut data: Vec<u8> = (0..BYTES).map(|at| (at >> 9) as u8 ^ at as u8 | 1).collect();
+                    client.write_all(&wire::request(wire::WRITE, 0, 1, offset, BYTES as u32)).expect("heard");
+                    client.write_all(&data).expect("heard");
+                    assert_eq!(wire::simple(&mut client, 1).expect("answered"), 0);
+                    let (at, len) = (5 << 20, 9 << 20);
+                    client.write_all(&wire::request(wire::ZEROES, NO_HOLE, 2, offset + at, len)).expect("heard");
+                    assert_eq!(wire::simple(&mut client, 2).expect("answered"), 0);
+                    data[at as usize..(at + u64::from(len)) as usize].fill(0);
+                    client.write_all(&wire::request(wire::READ, 0, 3, offset, BYTES as u32)).expect("heard");
+                    assert_eq!(wire::simple(&mut client, 3).expect("answered"), 0);
+                    assert!(wire::take(&mut client, BYTES).expect("the data") == data, "writer {i}");
+                })
+            })
+            .collect();
+        let outcomes: Vec<_> = writers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        stop.store(true, Ordering::Relaxed);
+        outcomes.into_iter().for_each(|outcome| outcome.expect("a writer is content"));
+    });
+    honest.audit();
 }
 
 #[test]

@@ -6,6 +6,6 @@ mod roots;
 mod tidy;
 
 pub use reap::{can_reap, reap_step};
-pub use release::{release, release_node};
+pub use release::{prepare, release, release_node};
 pub use roots::{Root, Roots};
 pub use tidy::{tidy, tidy_below};

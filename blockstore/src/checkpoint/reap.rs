@@ -3,15 +3,17 @@
 //! It walks the ghost's tree in block order. A subtree that a neighbour holds too is skipped in one
 //! comparison, so the work follows what the ghost alone holds, not the volume's size. What has been
 //! walked is cut off the ghost and lies below its cursor, so an interrupted walk goes on anywhere,
-//! also after a restart. A ghost with several children waits until all but one are gone.
+//! also after a restart. What it needs and is absent is asked for before anything is changed: its walk
+//! goes on when that has come. A ghost with several children waits until all but one are gone.
 
-use super::release::release;
+use super::release::{prepare, release, unless_lost};
 use super::roots::Roots;
 use crate::error::Result;
 use crate::format::anchor::RootKind;
 use crate::map::{span, Map, Ref, Replaced};
 use crate::space::Segments;
 use crate::types::RootId;
+use std::ops::Range;
 
 /// Does up to `steps` pieces of work; `false` when no ghost can be worked on.
 pub fn reap_step(roots: &mut Roots, map: &mut Map, segments: &mut Segments, steps: usize) -> Result<bool> {
@@ -25,21 +27,39 @@ pub fn reap_step(roots: &mut Roots, map: &mut Map, segments: &mut Segments, step
             return Ok(true);
         }
         roots.neighbours(id, cursor, &mut neighbours);
-        let (level, at) = next_subtree(roots, map, segments, id, cursor, &neighbours)?;
+        let Subtree { level, at, lost } = next_subtree(roots, map, segments, id, cursor, &neighbours)?;
         let end = cursor + span(level);
-        let mut held = at == Ref::HOLE;
+        let mut held = at == Ref::HOLE || lost;
         for &near in &neighbours {
-            held |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
+            held |= unless_lost(map.ref_at(roots.get(near).map, level, cursor, segments))?.flatten() == Some(at);
         }
-        let mut tree = tree;
-        let mut replaced = Replaced::default();
-        map.set(&mut tree, cursor..end, None, held, &mut replaced, segments)?;
-        let root = roots.get_mut(id);
-        root.map = tree;
-        root.kind = RootKind::Ghost { cursor: end };
-        release(roots, map, segments, id, &mut replaced)?;
+        if segments.is_hasty() {
+            prepare(roots, map, segments, id, cursor, if held { level + 1 } else { 0 })?;
+        }
+        let patient = segments.set_patient(true);
+        let cut = cut_off(roots, map, segments, id, cursor..end, held);
+        segments.set_patient(patient);
+        cut?;
     }
     Ok(true)
+}
+
+/// Takes a range, up to which the ghost was walked, off it; `held` by a neighbour as a whole or not.
+fn cut_off(
+    roots: &mut Roots,
+    map: &mut Map,
+    segments: &mut Segments,
+    id: RootId,
+    range: Range<u64>,
+    held: bool,
+) -> Result<()> {
+    let mut tree = roots.get(id).map;
+    let mut replaced = Replaced::default();
+    map.set(&mut tree, range.clone(), None, held, &mut replaced, segments)?;
+    let root = roots.get_mut(id);
+    root.map = tree;
+    root.kind = RootKind::Ghost { cursor: range.end };
+    release(roots, map, segments, id, &mut replaced)
 }
 
 /// The ghost under way, or else one that can be begun: leaves of the tree first.
@@ -65,6 +85,14 @@ fn cursor_of(roots: &Roots, id: RootId) -> u64 {
     }
 }
 
+/// What is dealt with at once.
+struct Subtree {
+    level: u8,
+    at: Ref,
+    /// It cannot be read any more, and holds nothing of this pool's own.
+    lost: bool,
+}
+
 /// The largest subtree that starts at `cursor` and can be dealt with at once: a hole, one that a
 /// neighbour shares, or a leaf.
 fn next_subtree(
@@ -74,7 +102,7 @@ fn next_subtree(
     id: RootId,
     cursor: u64,
     neighbours: &[RootId],
-) -> Result<(u8, Ref)> {
+) -> Result<Subtree> {
     let tree = roots.get(id).map;
     let mut level = tree.level;
     let mut at = tree.top;
@@ -82,14 +110,21 @@ fn next_subtree(
         if cursor % span(level) == 0 {
             let mut whole = at == Ref::HOLE || level == 0;
             for &near in neighbours {
-                whole |= map.ref_at(roots.get(near).map, level, cursor, segments)? == Some(at);
+                whole |= unless_lost(map.ref_at(roots.get(near).map, level, cursor, segments))?.flatten() == Some(at);
             }
             if whole {
-                return Ok((level, at));
+                return Ok(Subtree {
+                    level,
+                    at,
+                    lost: level == 0 && unless_lost(map.leaf_of(at, segments))?.is_none(),
+                });
             }
         }
         let i = (cursor / span(level - 1)) as usize % crate::map::FANOUT;
-        at = map.child(at, i, segments)?;
+        match unless_lost(map.child(at, i, segments))? {
+            Some(child) => at = child,
+            None => return Ok(Subtree { level, at, lost: true }),
+        }
         level -= 1;
     }
 }

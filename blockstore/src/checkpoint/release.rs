@@ -1,10 +1,48 @@
 //! Giving up what a root no longer maps: dead, if no neighbour maps it.
 
 use super::roots::Roots;
-use crate::error::Result;
-use crate::map::{Map, Ref, Replaced, FANOUT};
+use crate::error::{ErrorKind, Result};
+use crate::map::{span, Map, Ref, Replaced, FANOUT};
 use crate::space::Segments;
 use crate::types::RootId;
+
+/// Looks at everything that mapping `block` of `root` anew will read, without changing anything: the nodes down to
+/// level `least` on the way to it, and what [`release`] asks the neighbours. All that is absent is asked for at once.
+pub fn prepare(roots: &Roots, map: &mut Map, segments: &Segments, root: RootId, block: u64, least: u8) -> Result<()> {
+    let tree = roots.get(root).map;
+    let (mut neighbours, mut outcome) = (Vec::new(), Ok(()));
+    for level in (least..=tree.level).rev() {
+        let base = block / span(level) * span(level);
+        let at = match map.ref_at(tree, level, base, segments) {
+            Ok(None | Some(Ref::HOLE)) => break,
+            Ok(Some(at)) => at,
+            // What is below can only be known later.
+            Err(e) if e.kind() == ErrorKind::Absent => {
+                outcome = Err(e);
+                break;
+            }
+            Err(e) => return Err(e),
+        };
+        let mut note = |seen: Result<()>| match seen {
+            Err(e) if e.kind() == ErrorKind::Absent => {
+                outcome = Err(e);
+                Ok(())
+            }
+            seen => seen,
+        };
+        note(map.load(at, segments))?;
+        roots.neighbours(root, base, &mut neighbours);
+        for &near in &neighbours {
+            let near = roots.get(near).map;
+            note(if level > 0 {
+                map.ref_at(near, level, base, segments).map(drop)
+            } else {
+                map.leaf(near, base, segments).map(drop)
+            })?;
+        }
+    }
+    outcome
+}
 
 /// `root` has just given up everything in `replaced`.
 pub fn release(
@@ -27,7 +65,7 @@ pub fn release(
             if dead.is_empty() {
                 break;
             }
-            let held = map.leaf(roots.get(near).map, first, segments)?;
+            let Some(held) = unless_lost(map.leaf(roots.get(near).map, first, segments))? else { continue };
             dead.retain(|(block, addr)| held[(block % FANOUT as u64) as usize] != addr.0);
         }
         dead.iter().for_each(|(_, addr)| segments.table.release(*addr));
@@ -36,7 +74,7 @@ pub fn release(
         roots.neighbours(root, base, &mut neighbours);
         let mut held = false;
         for &near in &neighbours {
-            held |= map.ref_at(roots.get(near).map, level, base, segments)? == Some(node);
+            held |= unless_lost(map.ref_at(roots.get(near).map, level, base, segments))?.flatten() == Some(node);
         }
         if !held {
             release_node(map, segments, node);
@@ -45,6 +83,15 @@ pub fn release(
     replaced.slots.clear();
     replaced.nodes.clear();
     Ok(())
+}
+
+/// `None` where a map page cannot be read because it came with a volume that another pool has now. What such a page
+/// refers to came with that volume, too: none of it is this pool's to give back.
+pub fn unless_lost<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 /// Nobody refers to a stored node any more. A page in which nothing lives leaves the memory, too.

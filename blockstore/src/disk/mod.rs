@@ -54,8 +54,21 @@ pub trait File: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Starts writing back `len` bytes at `offset` without waiting; a hint.
     fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Makes sure that `len` bytes of space exist, where the medium can tell.
+    /// Returns when `len` bytes at `offset` have been handed to the medium and taken by it, so that a sync of the
+    /// file waits for little. Nothing becomes durable by it, but a failure is one of a sync.
+    fn wait_for_writeback(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+    /// Makes sure that `len` bytes of space exist. Where the file system cannot, it says so or does nothing.
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Bytes the file occupies.
     fn allocated(&self) -> io::Result<u64>;
+}
+
+/// As [`File::allocate`], for who can do without: a file system that cannot promise space does not lack it.
+pub(crate) fn allocate(file: &dyn File, len: u64) -> io::Result<()> {
+    match file.allocate(len) {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported || e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        outcome => outcome,
+    }
 }

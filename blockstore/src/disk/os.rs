@@ -162,17 +162,39 @@ impl File for OsFile {
         Ok(())
     }
 
+    /// While it waits no sync of the file ends: the kernel tells of a failed write-back only once, and may
+    /// tell it here.
+    fn wait_for_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        const WAIT: libc::c_uint =
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let mut failed = self.sync_failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // To the kernel a length of 0 is the rest of the file.
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
+        let done =
+            unsafe { libc::sync_file_range(self.file.as_raw_fd(), offset as libc::off_t, len as libc::off_t, WAIT) };
+        if done == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // The call itself is not to be had: nothing was written, and nothing told.
+            e if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE | libc::EPERM)) => Ok(()),
+            e => {
+                *failed = true;
+                Err(e)
+            }
+        }
+    }
+
     fn allocate(&self, len: u64) -> io::Result<()> {
         // SAFETY: a plain system call on an open descriptor; it touches no memory of ours.
         let done = unsafe { libc::fallocate(self.file.as_raw_fd(), 0, 0, len as libc::off_t) };
         if done == 0 {
             return Ok(());
         }
-        match io::Error::last_os_error() {
-            // Some file systems cannot: that is no lack of space.
-            e if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            e => Err(e),
-        }
+        Err(io::Error::last_os_error())
     }
 
     fn allocated(&self) -> io::Result<u64> {

@@ -249,6 +249,12 @@ impl Directory {
         Ok(Self { id: *id, digest, len, ranges })
     }
 
+    /// How long the directory is that an object's first bytes claim to begin; nothing is verified.
+    pub fn claimed_len(bytes: &[u8]) -> Option<u32> {
+        let field = bytes.get(LEN_AT..LEN_AT + 4)?;
+        field.first_chunk().map(|len| u32::from_le_bytes(*len))
+    }
+
     /// Length of the whole object, bytes.
     pub fn object_len(&self) -> u64 {
         let frames = self.ranges.iter().flat_map(|range| &range.frames);

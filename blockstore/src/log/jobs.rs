@@ -22,6 +22,11 @@ impl WriteBack {
     pub fn start(&self) {
         let _ = self.file.start_writeback(self.offset, self.len);
     }
+
+    /// Starts it and waits for its end. A failure is a failed sync: report it to [`crate::Pool::written_back`].
+    pub fn wait(&self, disk: &dyn Disk) -> io::Result<()> {
+        self.file.wait_for_writeback(self.offset, self.len).inspect_err(|_| note_failed_sync(disk))
+    }
 }
 
 /// Note that a sync failed, for the next opening: an empty file.

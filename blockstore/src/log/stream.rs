@@ -304,6 +304,15 @@ impl Stream {
         self.writeback_from = end;
         Some(WriteBack { file: open.file.clone(), offset, len, urgent })
     }
+
+    /// All of the open segment that write-back has not been started for; it may be nothing.
+    pub fn take_rest(&mut self) -> Option<WriteBack> {
+        let open = self.open.as_ref()?;
+        let end = u64::from(open.next_slot) * BLOCK_U64;
+        let offset = self.writeback_from.min(end);
+        self.writeback_from = end;
+        Some(WriteBack { file: open.file.clone(), offset, len: end - offset, urgent: false })
+    }
 }
 
 /// Writes the directory pages of a full segment and hands them to the cache.

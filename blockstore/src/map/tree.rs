@@ -90,6 +90,14 @@ impl Map {
         }
     }
 
+    /// Has the page of a stored node in memory.
+    pub fn load(&mut self, at: Ref, source: &dyn PageSource) -> Result<()> {
+        match at.target() {
+            Target::Page(addr, _) => self.cache.get(addr, source).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// The child `i` of the node behind `of`.
     pub fn child(&mut self, of: Ref, i: usize, source: &dyn PageSource) -> Result<Ref> {
         Ok(match of.target() {

@@ -7,8 +7,11 @@
 //!   * the maker's segments get numbers of their own here, all moved by the same distance, which is added when a map
 //!     page is read. Two volumes that share blocks there share none here.
 
-use super::claim::newest_manifest;
+use super::claim::{newer_than, newest_manifest};
+use super::lease::TAKEOVER_WAIT_US;
+use super::pins::{makers, pin};
 use super::tier::hex;
+use super::tier::Farewell;
 use super::upload::{put_manifest, Verdict};
 use super::{Chain, ObjectStore, ObjectTier, Standing};
 use crate::checkpoint::Root;
@@ -22,13 +25,18 @@ use crate::limits::{SEGMENT_BITS, SEGMENT_SLOTS, SLOT_BITS};
 use crate::map::{MapRoot, Ref, Target};
 use crate::pool::{Pool, Volume, POOL_STREAM};
 use crate::space::{fetch_directory, Segment};
-use crate::types::{Lsn, RootId, SegmentId, SlotAddr, VolumeId};
-use std::collections::{BTreeMap, HashMap};
+use crate::types::{Durability, Lsn, RootId, SegmentId, SlotAddr, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// How often a volume may change while it is being pinned.
+const PIN_TRIES: usize = 8;
 
 /// A volume that now belongs to this pool.
 struct Attachment {
     manifest: Manifest,
+    /// A host had it that may not know yet that it lost it.
+    taken: bool,
     /// Batches behind its anchor: segment, batch.
     tail: Vec<(SegmentId, BatchEntry)>,
 }
@@ -48,23 +56,8 @@ impl AttachJob {
     /// Asks the store and claims the volume; blocks.
     pub fn run(&self) -> Result<()> {
         let store = &*self.tier.store;
-        let newest = newest_manifest(store, &self.name)?;
-        let Some(newest) = newest.filter(|manifest| manifest.tenure != Tenure::Deleted) else {
-            let text =
-                format!("there is no volume {:?} in the object store: see cairn volume list --object-store", self.name);
-            return Err(Error::new(ErrorKind::NotFound, text));
-        };
-        if newest.tenure == Tenure::Owned && newest.pool != self.pool && !self.takeover {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "volume {:?} belongs to pool {}: detach it there, or, if that host is lost, use --takeover; what it \
-                     has not uploaded yet is lost then",
-                    self.name,
-                    hex(&newest.pool)
-                ),
-            ));
-        }
+        let newest = self.pinned_newest()?;
+        let taken = newest.tenure == Tenure::Owned && newest.pool != self.pool;
         let tail = self.tail(&newest)?;
         let mut nonce = [0; 16];
         self.tier.entropy.fill(&mut nonce);
@@ -82,10 +75,17 @@ impl AttachJob {
             predecessors,
             ..newest
         };
-        match put_manifest(store, claim, &[])? {
+        let mut verdict = put_manifest(store, claim, &[])?;
+        if let Verdict::Written(manifest) = &verdict {
+            // Who was held for long may have claimed what others gave up long ago.
+            if let Some(newer) = newer_than(store, &self.name, manifest.number)? {
+                verdict = Verdict::Lost(Box::new(newer));
+            }
+        }
+        match verdict {
             Verdict::Written(manifest) => {
                 let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-                *found = Some(Attachment { manifest: *manifest, tail });
+                *found = Some(Attachment { manifest: *manifest, taken, tail });
                 Ok(())
             }
             Verdict::Earlier(_) | Verdict::Lost(_) => Err(Error::new(
@@ -93,6 +93,43 @@ impl AttachJob {
                 format!("somebody else wrote a manifest of {:?} at the same moment: try again", self.name),
             )),
         }
+    }
+
+    /// The newest manifest, if this pool may have the volume.
+    fn newest(&self) -> Result<Manifest> {
+        let newest = newest_manifest(&*self.tier.store, &self.name)?;
+        let Some(newest) = newest.filter(|manifest| manifest.tenure != Tenure::Deleted) else {
+            let text =
+                format!("there is no volume {:?} in the object store: see cairn volume list --object-store", self.name);
+            return Err(Error::new(ErrorKind::NotFound, text));
+        };
+        if newest.tenure == Tenure::Owned && newest.pool != self.pool && !self.takeover {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "volume {:?} belongs to pool {}: detach it there, or, if that host is lost, use --takeover; what it \
+                     has not uploaded yet is lost then",
+                    self.name,
+                    hex(&newest.pool)
+                ),
+            ));
+        }
+        Ok(newest)
+    }
+
+    /// The newest manifest, read when the pins for all that it names were in place.
+    fn pinned_newest(&self) -> Result<Manifest> {
+        let mut newest = self.newest()?;
+        for _ in 0..PIN_TRIES {
+            let number = newest.number;
+            pin(&*self.tier.store, &makers(&newest), &self.pool, &self.name, number, self.time_us)?;
+            newest = self.newest()?;
+            if newest.number == number {
+                return Ok(newest);
+            }
+        }
+        let text = format!("{:?} is being written: try again, or detach it where it is", self.name);
+        Err(Error::new(ErrorKind::Busy, text))
     }
 
     fn tail(&self, manifest: &Manifest) -> Result<Vec<(SegmentId, BatchEntry)>> {
@@ -137,8 +174,12 @@ impl Pool {
     /// Makes the volume of a job that succeeded. It exists once the next anchor is durable
     /// ([`Pool::begin_anchor`]): nothing may be promised for it before.
     pub fn attached(&mut self, job: AttachJob) -> Result<VolumeId> {
+        self.patiently(|pool| pool.make_attached(job))
+    }
+
+    fn make_attached(&mut self, job: AttachJob) -> Result<VolumeId> {
         let found = job.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let Attachment { manifest, tail } =
+        let Attachment { manifest, taken, tail } =
             found.ok_or_else(|| Error::invalid("the volume was not claimed: run the job first"))?;
         self.check_new_name(&manifest.name)?;
         // Its checkpoints' cuts stand in the maker's numbers: what is new here is later than all of them.
@@ -166,7 +207,7 @@ impl Pool {
         self.volumes.insert(id, volume);
         self.next_volume = id.0 + 1;
         self.replay_tail(id, &tail, shift)?;
-        let next = self.next_lsn;
+        let (next, now_us, name) = (self.next_lsn, self.clock.monotonic_us(), manifest.name.clone());
         if let Some(tier) = &mut self.tier {
             let chain = Chain {
                 standing: Standing::Owned,
@@ -174,9 +215,15 @@ impl Pool {
                 epoch: manifest.epoch,
                 cut: manifest.cut,
                 changed: next,
+                seen_us: now_us,
+                serve_from_us: if taken { now_us + TAKEOVER_WAIT_US } else { 0 },
                 pending: Vec::new(),
                 last: Some(Arc::new(manifest)),
+                pinned: BTreeSet::new(),
+                known_us: 0,
+                refresh: false,
             };
+            tier.cleaner.found(&name, chain.number);
             tier.chains.insert(id, chain);
             tier.structure = next;
         }
@@ -212,6 +259,26 @@ impl Pool {
             account.bits = Arc::new(bits);
             account.nodes = (segment.kind == SegmentKind::Map).then(|| Arc::new(nodes));
             self.segments.table.insert(SegmentId(id.0 + shift), account);
+        }
+        self.import_parts(manifest, shift);
+    }
+
+    /// What an interrupted attaching left here can be read, so that it can be given back.
+    pub(crate) fn adopt_interrupted(&mut self, id: VolumeId, manifest: &Manifest) {
+        let imported = self.segments.table.iter().filter(|(_, s)| s.place == Place::Imported && s.volume == id);
+        let here: Vec<SegmentId> = imported.map(|(id, _)| id).collect();
+        let (Some(first), Some(theirs)) = (here.first(), manifest.segments.keys().next()) else { return };
+        let Some(shift) = first.0.checked_sub(theirs.0) else { return };
+        let theirs =
+            |id: &SegmentId| id.0.checked_sub(shift).is_some_and(|n| manifest.segments.contains_key(&SegmentId(n)));
+        if here.iter().all(theirs) {
+            self.import_parts(manifest, shift);
+        }
+    }
+
+    fn import_parts(&mut self, manifest: &Manifest, shift: u32) {
+        if let Some(tier) = &mut self.tier {
+            tier.cleaner.spare(|id| manifest.objects.contains_key(id));
         }
         let Some(remote) = &mut self.segments.remote else { return };
         Arc::make_mut(&mut remote.objects).extend(manifest.objects.iter().map(|(id, info)| (*id, *info)));
@@ -292,27 +359,74 @@ impl Pool {
             }
             Standing::Refused(why) | Standing::Fenced(why) => return Err(Error::new(ErrorKind::Fenced, why.clone())),
         }
-        self.farewell(id, Tenure::Detached);
+        let farewell = self.farewell(id, Tenure::Detached);
+        self.delete_with(id, farewell)
+    }
+
+    /// Deletes a volume here, and afterwards speaks the last word on it.
+    pub(crate) fn delete_with(&mut self, id: VolumeId, farewell: Option<Farewell>) -> Result<crate::log::FlushJob> {
         self.log_with_reserve(POOL_STREAM, vec![crate::format::record::Record::DeleteVolume { id }])?;
+        if let (Some(tier), Some(farewell)) = (&mut self.tier, farewell) {
+            tier.farewells.insert(id, farewell);
+        }
         self.flush_job(POOL_STREAM)
     }
 
-    /// The last manifest of a volume that is going.
-    pub(crate) fn farewell(&mut self, id: VolumeId, tenure: Tenure) {
+    /// The last manifest of a volume that is going, if it has any.
+    pub(crate) fn farewell(&mut self, id: VolumeId, tenure: Tenure) -> Option<Farewell> {
         let (pool, pool_epoch, time_us) = (self.pool_id, self.epoch, self.clock.now_us());
-        let Some(tier) = &mut self.tier else { return };
-        let Some(chain) = tier.chains.get(&id).filter(|chain| chain.standing == Standing::Owned) else { return };
-        let Some(last) = &chain.last else { return };
+        let (volume, tier) = (self.volumes.get(&id)?, self.tier.as_mut()?);
+        let chain = tier.chains.get(&id).filter(|chain| chain.standing == Standing::Owned)?;
+        let last = match &chain.last {
+            Some(last) => (**last).clone(),
+            // Whether the first one was put is not known, and a round may be about to.
+            None if chain.pending.is_empty() => return None,
+            None => nothing(&volume.name, id, chain.epoch, pool),
+        };
         let mut nonce = [0; 16];
         tier.config.entropy.fill(&mut nonce);
         let number = chain.number + 1;
-        let mut manifest = Manifest { number, nonce, tenure, pool, pool_epoch, time_us, ..(**last).clone() };
+        let mut manifest = Manifest { number, nonce, tenure, pool, pool_epoch, time_us, ..last };
+        let named = makers(&manifest);
         if tenure == Tenure::Deleted {
             let Manifest { roots, origins, objects, segments, tail, .. } = &mut manifest;
             (roots.clear(), origins.clear(), objects.clear(), segments.clear(), tail.clear());
         }
-        let pending = chain.pending.clone();
-        tier.farewells.insert(id, super::tier::Farewell { manifest, pending });
+        let mut pinned = chain.pinned.clone();
+        if tenure == Tenure::Deleted {
+            pinned.extend(named.into_iter().chain([pool]));
+        }
+        Some(Farewell { manifest, pending: chain.pending.clone(), pinned })
+    }
+}
+
+/// The manifest of a volume of which nothing is known to be in the store.
+pub(crate) fn nothing(name: &str, id: VolumeId, epoch: u64, pool: [u8; 16]) -> Manifest {
+    Manifest {
+        name: name.to_owned(),
+        number: 0,
+        epoch,
+        nonce: [0; 16],
+        tenure: Tenure::Deleted,
+        pool,
+        pool_epoch: 0,
+        maker: pool,
+        time_us: 0,
+        cut: Lsn(0),
+        anchor_lsn: Lsn(0),
+        volume: id,
+        created_us: 0,
+        head: RootId(0),
+        next_checkpoint: 1,
+        next_auto: 1,
+        durability: Durability::Local,
+        next_segment: 0,
+        predecessors: Vec::new(),
+        roots: Vec::new(),
+        origins: Vec::new(),
+        objects: BTreeMap::new(),
+        segments: BTreeMap::new(),
+        tail: Vec::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Finding a volume's newest manifest.
 
 use super::{ObjectStore, Range};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{manifest_number, manifest_prefix, Manifest};
 use crate::space::store_error;
 use crate::types::VolumeId;
@@ -14,12 +14,13 @@ pub(crate) type Claimed = Option<Box<Manifest>>;
 pub struct ClaimJob {
     store: Arc<dyn ObjectStore>,
     names: Vec<(VolumeId, String)>,
+    pub(crate) began_us: u64,
     found: Mutex<Vec<(VolumeId, Claimed)>>,
 }
 
 impl ClaimJob {
-    pub(crate) fn new(store: Arc<dyn ObjectStore>, names: Vec<(VolumeId, String)>) -> Self {
-        Self { store, names, found: Mutex::default() }
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, names: Vec<(VolumeId, String)>, began_us: u64) -> Self {
+        Self { store, names, began_us, found: Mutex::default() }
     }
 
     /// Asks the store; blocks.
@@ -34,6 +35,15 @@ impl ClaimJob {
     pub(crate) fn take(self) -> Vec<(VolumeId, Claimed)> {
         self.found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The newest manifest of a volume of which number `number` was just put; `None` when it is that one. Whoever was
+/// held for long may have put it in the place of one that was deleted long ago.
+pub(crate) fn newer_than(store: &dyn ObjectStore, name: &str, number: u64) -> Result<Option<Manifest>> {
+    let newest = newest_manifest(store, name)?;
+    let newest =
+        newest.ok_or_else(|| Error::new(ErrorKind::Unavailable, format!("the manifests of {name:?} are gone")))?;
+    Ok((newest.number > number).then_some(newest))
 }
 
 /// A volume's newest manifest.

@@ -3,22 +3,36 @@
 //! Everything the crate knows of such a store goes through [`ObjectStore`], so that a simulator can fail, delay
 //! and lose requests. Calls block: they are made by jobs, never by the pool's owner.
 
+mod abandoned;
 mod attach;
+mod bucket;
 mod claim;
+mod clean;
 mod counts;
 mod entropy;
 mod key;
+mod lease;
+mod pins;
+mod reach;
 pub mod sealed;
 mod store;
+mod survey;
+mod sweep;
 mod tier;
 mod upload;
 
+pub use crate::format::manifest::Tenure;
 pub use attach::AttachJob;
+pub use bucket::{check_bucket, BucketReport, VolumeBytes};
 pub use claim::ClaimJob;
+pub use clean::{CleanJob, ObjectCleaning};
 pub use counts::StoreCounts;
 pub use entropy::Entropy;
 pub use key::{check_key, is_key, KEY_BYTES_MAX};
+pub use lease::LeaseJob;
+pub use reach::{list_volumes, Seen};
 pub use store::{Created, ObjectEntry, ObjectStore, Range, StoreError, StoreErrorKind, StoreResult, OBJECT_BYTES_MAX};
+pub use sweep::{sweep, SweepReport};
 pub(crate) use tier::{Chain, Tier};
 pub use tier::{ObjectTier, RemoteStatus, Sent, Standing, TierJob};
 pub use upload::UploadJob;

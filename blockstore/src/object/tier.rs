@@ -9,6 +9,9 @@
 //!     volume's log then concerns that volume alone.
 
 use super::claim::{ClaimJob, Claimed};
+use super::clean::{CleanJob, Cleaner};
+use super::pins::makers;
+use super::survey::{adopt_part, gaps};
 use super::upload::{anchored_slot, fresh_parts, Chapter, SegmentAtCut, Slots, Task, UploadJob, Verdict};
 use super::{Entropy, ObjectStore};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,7 +23,6 @@ use crate::format::segment::{Place, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, OBJECT_SLOT_BYTES};
 use crate::log::Payload;
 use crate::pool::{Pool, POOL_STREAM};
-use crate::space::Remote;
 use crate::types::{Lsn, SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
@@ -60,16 +62,52 @@ pub(crate) struct Chain {
     pub cut: Lsn,
     /// Number behind the last change.
     pub changed: Lsn,
+    /// When the store last showed that nobody else writes the volume, by what passes here.
+    pub seen_us: u64,
+    /// Not served before this: another host may not know yet that it has lost the volume.
+    pub serve_from_us: u64,
     /// Nonces that may have been put under the next number.
     pub pending: Vec<[u8; 16]>,
     /// The newest manifest.
     pub last: Option<Arc<Manifest>>,
+    /// The pools at which this one has put a pin for the volume since it was opened.
+    pub pinned: BTreeSet<[u8; 16]>,
+    /// When the newest manifest was last known to be `number`.
+    pub known_us: u64,
+    /// It names what is dead.
+    pub refresh: bool,
 }
 
 impl Chain {
     pub(crate) fn new(changed: Lsn) -> Self {
         let (number, epoch, cut) = (0, 1, Lsn(0));
-        Self { standing: Standing::Unknown, number, epoch, cut, changed, pending: Vec::new(), last: None }
+        let (seen_us, serve_from_us, known_us) = (0, 0, 0);
+        let (standing, pending, last) = (Standing::Unknown, Vec::new(), None);
+        Self {
+            standing,
+            number,
+            epoch,
+            cut,
+            changed,
+            seen_us,
+            serve_from_us,
+            pending,
+            last,
+            pinned: BTreeSet::new(),
+            known_us,
+            refresh: false,
+        }
+    }
+
+    /// Somebody else has written the manifest `there`.
+    pub(crate) fn lose(&mut self, there: &Manifest) {
+        self.standing = Standing::Fenced(format!(
+            "pool {} has taken the volume {:?} over (epoch {}): nothing more is accepted for it here; delete it here, \
+             or attach it again with --takeover",
+            hex(&there.pool),
+            there.name,
+            there.epoch
+        ));
     }
 }
 
@@ -77,6 +115,8 @@ impl Chain {
 pub(crate) struct Farewell {
     pub manifest: Manifest,
     pub pending: Vec<[u8; 16]>,
+    /// Where there may be pins for the volume.
+    pub pinned: BTreeSet<[u8; 16]>,
 }
 
 /// The object tier's state.
@@ -93,6 +133,7 @@ pub(crate) struct Tier {
     pub pinned: BTreeSet<SegmentId>,
     pub farewells: BTreeMap<VolumeId, Farewell>,
     pub sent: Sent,
+    pub cleaner: Cleaner,
 }
 
 /// What has been sent since the pool was opened.
@@ -131,12 +172,25 @@ pub enum TierJob {
     Claim(ClaimJob),
     /// Uploads.
     Upload(Box<UploadJob>),
+    /// Deletes what nobody needs. While it runs there can be other work, too.
+    Clean(Box<CleanJob>),
+}
+
+impl TierJob {
+    /// Does it, here and now.
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Claim(job) => job.run(),
+            Self::Upload(job) => job.run(),
+            Self::Clean(job) => job.run(),
+        }
+    }
 }
 
 impl Pool {
     /// Connects the pool with an object store. Volumes are looked up by the next [`Pool::tier_job`].
     pub fn set_object_tier(&mut self, config: ObjectTier) {
-        self.segments.remote = Some(Remote::new(config.store.clone()));
+        self.segments.connect(config.store.clone());
         let changed = self.next_lsn;
         self.tier = Some(Tier {
             config,
@@ -148,7 +202,13 @@ impl Pool {
             pinned: BTreeSet::new(),
             farewells: BTreeMap::new(),
             sent: Sent::default(),
+            cleaner: Cleaner::default(),
         });
+    }
+
+    /// The object store.
+    pub fn object_store(&self) -> Option<Arc<dyn ObjectStore>> {
+        self.tier.as_ref().map(|tier| tier.config.store.clone())
     }
 
     /// Whether there is an object store.
@@ -204,8 +264,9 @@ impl Pool {
 
     /// Refuses to use a volume that was taken over so lately that there is no manifest of our own yet.
     pub(crate) fn not_arriving(&self, id: VolumeId) -> Result<()> {
-        let last = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)?.last.as_ref());
-        if last.is_some_and(|last| last.maker != self.pool_id) {
+        let Some(chain) = self.tier.as_ref().and_then(|tier| tier.chains.get(&id)) else { return Ok(()) };
+        let claimed = chain.last.as_ref().is_some_and(|last| last.maker != self.pool_id);
+        if claimed || chain.serve_from_us > 0 && self.clock.monotonic_us() < chain.serve_from_us {
             return Err(arriving());
         }
         Ok(())
@@ -249,22 +310,30 @@ impl Pool {
         }
         let unknown = tier.chains.iter().filter(|(_, chain)| chain.standing == Standing::Unknown);
         let names = unknown.filter_map(|(id, _)| Some((*id, self.volumes.get(id)?.name.clone())));
+        // A name is taken until the last word on the volume that had it is spoken.
+        let names = names.filter(|(_, name)| tier.farewells.values().all(|going| going.manifest.name != *name));
         let names: Vec<_> = names.collect();
         if !names.is_empty() {
             tier.busy = true;
-            return Ok(Some(TierJob::Claim(ClaimJob::new(tier.config.store.clone(), names))));
+            let began_us = self.clock.monotonic_us();
+            return Ok(Some(TierJob::Claim(ClaimJob::new(tier.config.store.clone(), names, began_us))));
         }
-        let due = |chain: &Chain| chain.standing == Standing::Owned && (chain.changed > chain.cut || chain.number == 0);
-        if tier.farewells.is_empty() && !tier.chains.values().any(due) {
+        if let Some(job) = self.clean_store() {
+            return Ok(Some(TierJob::Clean(Box::new(job))));
+        }
+        let ready = self.ready_farewells();
+        let Some(tier) = &mut self.tier else { return Ok(None) };
+        if ready.is_empty() && !tier.chains.values().any(Chain::is_due) {
             return Ok(None);
         }
         let Some(anchor) = tier.anchor.clone().filter(|anchor| anchor.next_lsn >= tier.structure) else {
             return Ok(None);
         };
-        self.begin_upload(anchor).map(|job| Some(TierJob::Upload(Box::new(job))))
+        self.begin_upload(anchor, &ready).map(|job| Some(TierJob::Upload(Box::new(job))))
     }
 
-    fn begin_upload(&mut self, anchor: Arc<Anchor>) -> Result<UploadJob> {
+    fn begin_upload(&mut self, anchor: Arc<Anchor>, ready: &BTreeSet<VolumeId>) -> Result<UploadJob> {
+        self.forget_unnamed(self.clock.now_us());
         let ranges = self.slots_to_put(&anchor)?;
         let cut = self.next_lsn;
         let flushes = self.streams.values().map(|stream| stream.flush_job(cut, &self.disk)).collect();
@@ -279,11 +348,23 @@ impl Pool {
         let mut nonce = [0; 16];
         for (id, chain) in &mut tier.chains {
             let Some(volume) = self.volumes.get(id) else { continue };
-            if chain.standing != Standing::Owned || (chain.changed <= chain.cut && chain.number > 0) {
+            if !chain.is_due() {
+                continue;
+            }
+            let owners: BTreeSet<VolumeId> = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
+            // Its origin was taken over before it had a manifest of its own, and the pool was opened since.
+            let lost = |(id, s): (SegmentId, &crate::space::Segment)| {
+                s.place == Place::Imported
+                    && s.live > 0
+                    && owners.contains(&s.volume)
+                    && !remote.parts.contains_key(&id)
+            };
+            if chain.last.is_none() && self.segments.table.iter().any(lost) {
+                let text = "what it shares with its origin went to another pool with that: it stays local";
+                chain.standing = Standing::Refused(text.to_owned());
                 continue;
             }
             tier.config.entropy.fill(&mut nonce);
-            let owners = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
             chapters.push(Chapter {
                 volume: *id,
                 name: volume.name.clone(),
@@ -294,11 +375,13 @@ impl Pool {
                 tenure: Tenure::Owned,
                 predecessors: chain.last.as_ref().map_or_else(Vec::new, |last| last.predecessors.clone()),
                 owners,
+                pinned: chain.pinned.clone(),
+                known_us: chain.known_us,
                 whole: None,
             });
             chain.pending.push(nonce);
         }
-        for (id, farewell) in &mut tier.farewells {
+        for (id, farewell) in tier.farewells.iter().filter(|(id, _)| ready.contains(id)) {
             let Manifest { name, number, epoch, nonce, tenure, .. } = farewell.manifest.clone();
             chapters.push(Chapter {
                 volume: *id,
@@ -310,6 +393,8 @@ impl Pool {
                 tenure,
                 predecessors: Vec::new(),
                 owners: BTreeSet::new(),
+                pinned: farewell.pinned.clone(),
+                known_us: 0,
                 whole: Some(Box::new(farewell.manifest.clone())),
             });
         }
@@ -328,6 +413,8 @@ impl Pool {
             pool: self.pool_id,
             pool_epoch: self.epoch,
             time_us: self.clock.now_us(),
+            began_us: self.clock.monotonic_us(),
+            clock: self.clock.clone(),
             cut,
             segments: segments.collect(),
             anchor,
@@ -356,7 +443,6 @@ impl Pool {
         }
         let mut ranges = Vec::new();
         for (id, segment) in self.segments.table.iter().filter(|(_, s)| s.place == Place::Here) {
-            let first = remote.uploaded(id);
             let (end, bits, records_from) = match segment.kind {
                 SegmentKind::Log if !needed.contains(&segment.volume) => continue,
                 SegmentKind::Log => (segment.used, &segment.bits, anchored_slot(anchor, id)),
@@ -366,68 +452,88 @@ impl Pool {
                     (entry.used, &entry.bits, entry.used)
                 }
             };
-            if first >= end {
-                continue;
+            let missing = if tier.cleaner.forgotten.contains(&id) {
+                gaps(remote.parts.get(&id).map_or(&[][..], Vec::as_slice), end)
+            } else {
+                vec![(remote.uploaded(id), end)]
+            };
+            for (first, end) in missing.into_iter().filter(|(first, end)| first < end) {
+                let live = within(bits, first, end);
+                let needs_records = records_from < end && owned(&segment.volume);
+                if live.iter().all(|word| *word == 0) && !needs_records {
+                    continue;
+                }
+                ranges.push(Slots {
+                    segment: id,
+                    kind: segment.kind,
+                    volume: segment.volume,
+                    first,
+                    end,
+                    live: Arc::new(live),
+                    handle: self.segments.handle(id)?,
+                    crcs: self.segments.open_crcs.get(&id).cloned(),
+                    records_from: if needs_records { records_from } else { end },
+                });
             }
-            let live = within(bits, first, end);
-            let needs_records = records_from < end && owned(&segment.volume);
-            if live.iter().all(|word| *word == 0) && !needs_records {
-                continue;
-            }
-            ranges.push(Slots {
-                segment: id,
-                kind: segment.kind,
-                volume: segment.volume,
-                first,
-                end,
-                live: Arc::new(live),
-                handle: self.segments.handle(id)?,
-                crcs: self.segments.open_crcs.get(&id).cloned(),
-                records_from: if needs_records { records_from } else { end },
-            });
         }
         Ok(ranges)
     }
 
     /// Takes note of what came of a piece of work.
     pub fn tier_done(&mut self, job: TierJob, outcome: Result<()>) -> Result<()> {
+        let job = match job {
+            TierJob::Clean(job) => {
+                self.store_cleaned(*job);
+                return outcome;
+            }
+            other => other,
+        };
         if let Some(tier) = &mut self.tier {
             tier.busy = false;
             tier.pinned.clear();
         }
         match job {
             TierJob::Claim(job) => {
-                job.take().into_iter().try_for_each(|(id, found)| self.claimed(id, found)).and(outcome)
+                let began_us = job.began_us;
+                let found = job.take().into_iter();
+                found.map(|(id, found)| self.claimed(id, found, began_us)).fold(outcome, Result::and)
             }
             TierJob::Upload(job) => {
                 let noted = self.uploaded(*job);
                 outcome.and(noted)
             }
+            TierJob::Clean(_) => outcome,
         }
     }
 
-    fn claimed(&mut self, id: VolumeId, found: Claimed) -> Result<()> {
+    fn claimed(&mut self, id: VolumeId, found: Claimed, began_us: u64) -> Result<()> {
         let (pool_id, epoch) = (self.pool_id, self.epoch);
         let Some(volume) = self.volumes.get(&id) else { return Ok(()) };
         let name = volume.name.clone();
         let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
+        chain.seen_us = began_us;
         let Some(manifest) = found else {
             chain.standing = Standing::Owned;
             return Ok(());
         };
         if manifest.tenure == Tenure::Deleted {
             (chain.standing, chain.number, chain.epoch) = (Standing::Owned, manifest.number, manifest.epoch + 1);
+            self.found_manifest(&name, manifest.number);
             return Ok(());
         }
         if manifest.pool == pool_id && manifest.maker != pool_id {
             // Nothing was promised for it yet: it is as if it had not begun, and can be done again.
             chain.standing = Standing::Interrupted;
+            self.adopt_interrupted(id, &manifest);
             return Ok(());
         }
         let ours = manifest.pool == pool_id && manifest.volume == id;
         if !ours {
             let text = if manifest.pool == pool_id {
-                format!("the name {name:?} belongs to another volume of this pool in the object store")
+                format!(
+                    "the name {name:?} belongs to another volume of this pool in the object store, which is no longer \
+                     here: end that one, or attach it under this name again when this volume has another"
+                )
             } else {
                 format!(
                     "the name {name:?} is taken in the object store by pool {}: this volume stays local",
@@ -448,6 +554,7 @@ impl Pool {
         chain.cut = manifest.cut;
         let manifest = Arc::new(*manifest);
         chain.last = Some(manifest.clone());
+        self.found_manifest(&name, manifest.number);
         self.adopt(&manifest);
         Ok(())
     }
@@ -457,8 +564,13 @@ impl Pool {
         let next = self.next_lsn;
         if let Some(tier) = &mut self.tier {
             tier.structure = next;
-            // Of some the replay has brought the creation.
-            self.volumes.keys().for_each(|id| drop(tier.chains.entry(*id).or_insert_with(|| Chain::new(next))));
+            // The log's tail may have made volumes, and deleted some.
+            tier.chains.retain(|id, _| self.volumes.contains_key(id));
+            for id in self.volumes.keys() {
+                tier.chains.entry(*id).or_insert_with(|| Chain::new(next));
+            }
+            // What was given back before a manifest, but not in the anchor, lives again, and is in no object.
+            tier.cleaner.forgotten = self.segments.table.iter().map(|(id, _)| id).collect();
             tier.chains.values_mut().for_each(|chain| chain.changed = next);
         }
         self.refuse_older();
@@ -487,6 +599,25 @@ impl Pool {
             .try_for_each(|id| self.append(POOL_STREAM, vec![Record::DeleteVolume { id }], Payload::default()))
     }
 
+    fn found_manifest(&mut self, name: &str, number: u64) {
+        if let Some(tier) = &mut self.tier {
+            tier.cleaner.found(name, number);
+        }
+    }
+
+    /// Last manifests that can be put. A volume's last word is spoken when its states are given back: until then what
+    /// they refer to is read, and where it is in the store alone, the manifest before keeps it there. What it shares
+    /// with a fork the manifests of the fork keep.
+    fn ready_farewells(&self) -> BTreeSet<VolumeId> {
+        let Some(tier) = self.tier.as_ref().filter(|tier| !tier.farewells.is_empty()) else { return BTreeSet::new() };
+        let going: BTreeSet<VolumeId> = self.roots.iter().map(|(_, root)| root.volume).collect();
+        let ready = |id: &VolumeId, farewell: &Farewell| {
+            let shared = || self.volumes.values().any(|volume| volume.origins.contains(id));
+            farewell.manifest.tenure != Tenure::Deleted || !going.contains(id) || shared()
+        };
+        tier.farewells.iter().filter(|(id, farewell)| ready(id, farewell)).map(|(id, _)| *id).collect()
+    }
+
     /// Takes over what a manifest of this pool says of segments that are known here.
     pub(crate) fn adopt(&mut self, manifest: &Manifest) {
         let Some(remote) = &mut self.segments.remote else { return };
@@ -497,14 +628,11 @@ impl Pool {
             }
             let parts = known.entry(*id).or_default();
             for part in &segment.parts {
-                if parts.iter().all(|have| have.first != part.first) {
-                    parts.push(*part);
-                }
+                adopt_part(parts, *part);
                 if let Some(info) = manifest.objects.get(&part.object) {
                     objects.insert(part.object, *info);
                 }
             }
-            parts.sort_by_key(|part| part.first);
         }
         for origin in &manifest.origins {
             if !remote.origins.contains(origin) {
@@ -530,6 +658,7 @@ impl Pool {
         }
         let puts = job.puts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         drop((job.parts, job.objects));
+        let now_us = self.clock.now_us();
         if let (Some(remote), Some(tier)) = (&mut self.segments.remote, &mut self.tier) {
             for (id, mut parts) in fresh_parts(&puts) {
                 if self.segments.table.get(id).is_some() {
@@ -543,24 +672,33 @@ impl Pool {
                 tier.sent.bytes += put.info.len;
                 let slots = put.directory.ranges.iter().map(|range| range.crcs.len());
                 tier.sent.block_bytes += slots.sum::<usize>() as u64 * BLOCK_U64;
+                tier.cleaner.put(&put.directory, now_us);
                 Arc::make_mut(&mut remote.objects).insert(id, put.info);
                 remote.keep_directory(put.directory);
             }
         }
         let verdicts = job.verdicts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (id, verdict) in verdicts {
-            self.judge(id, verdict);
+            self.judge(id, verdict, (job.time_us, job.began_us), now_us);
         }
         Ok(())
     }
 
-    fn judge(&mut self, id: VolumeId, verdict: Verdict) {
+    /// A manifest put by a round that began at this time of day, and by what passes here, is there, or another one.
+    fn judge(&mut self, id: VolumeId, verdict: Verdict, (known_us, began_us): (u64, u64), now_us: u64) {
         let Some(tier) = &mut self.tier else { return };
         if let Some(farewell) = tier.farewells.get_mut(&id) {
             match verdict {
+                Verdict::Written(there) if there.nonce == farewell.manifest.nonce => {
+                    tier.cleaner.superseded(&there.name, there.number.saturating_sub(1)..there.number, now_us);
+                    tier.farewells.remove(&id);
+                }
                 // An earlier round's manifest took the number: the farewell takes the next.
-                Verdict::Earlier(there) => farewell.manifest.number = there.number + 1,
-                Verdict::Written(_) | Verdict::Lost(_) => drop(tier.farewells.remove(&id)),
+                Verdict::Written(there) | Verdict::Earlier(there) => {
+                    tier.cleaner.superseded(&there.name, farewell.manifest.number - 1..there.number, now_us);
+                    farewell.manifest.number = there.number + 1;
+                }
+                Verdict::Lost(_) => drop(tier.farewells.remove(&id)),
             }
             return;
         }
@@ -568,17 +706,20 @@ impl Pool {
         match verdict {
             Verdict::Written(manifest) => {
                 tier.sent.manifests += 1;
+                tier.cleaner.superseded(&manifest.name, chain.number..manifest.number, now_us);
+                chain.pinned.extend(makers(&manifest).into_iter().chain([manifest.pool]));
+                (chain.known_us, chain.refresh) = (known_us, false);
                 (chain.number, chain.cut) = (manifest.number, manifest.cut);
+                chain.seen_us = chain.seen_us.max(began_us);
                 chain.pending.clear();
                 chain.last = Some(Arc::new(*manifest));
             }
-            Verdict::Earlier(there) => chain.number = there.number,
+            Verdict::Earlier(there) => {
+                tier.cleaner.superseded(&there.name, chain.number..there.number, now_us);
+                chain.number = there.number;
+            }
             Verdict::Lost(there) => {
-                let text = format!(
-                    "pool {} has taken the volume {:?} over (epoch {}): nothing more is accepted for it here; delete it here, or attach it again with --takeover",
-                    hex(&there.pool), there.name, there.epoch
-                );
-                chain.standing = Standing::Fenced(text);
+                chain.lose(&there);
             }
         }
     }

@@ -6,6 +6,8 @@
 //!   * a manifest is put only when every object that it names is there;
 //!   * a round that fails loses nothing: what was put counts, the next round does the rest at its own cut.
 
+use super::claim::newer_than;
+use super::pins::{makers, pin, unpin};
 use super::{Created, ObjectStore, Range};
 use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,10 +17,10 @@ use crate::format::manifest::{manifest_key, Manifest, ObjectInfo, Origin, Part, 
 use crate::format::object::{present, within, BatchEntry, Directory, ObjectBuilder, ObjectId, RangeEntry};
 use crate::format::page;
 use crate::format::segment::{directory_crc, directory_place, verify_directory_page, Bitmap, Place, SegmentKind};
-use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FIRST_SLOT};
+use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FENCE_FRESH_US, FIRST_SLOT};
 use crate::log::FlushJob;
 use crate::space::{store_error, Handle};
-use crate::types::{Lsn, RootId, SegmentId, SlotAddr, VolumeId};
+use crate::types::{Clock, Lsn, RootId, SegmentId, SlotAddr, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -69,6 +71,10 @@ pub(crate) struct Chapter {
     pub predecessors: Vec<([u8; 16], VolumeId)>,
     /// Volumes whose logs hold blocks of this one.
     pub owners: BTreeSet<VolumeId>,
+    /// The pools at which there is a pin for the volume already.
+    pub pinned: BTreeSet<[u8; 16]>,
+    /// When the newest manifest was last known to be this pool's.
+    pub known_us: u64,
     /// What is put as it is, whatever the anchor says: the last word on a volume that is no longer here.
     pub whole: Option<Box<Manifest>>,
 }
@@ -96,6 +102,9 @@ pub struct UploadJob {
     pub(crate) pool: [u8; 16],
     pub(crate) pool_epoch: u64,
     pub(crate) time_us: u64,
+    /// When it began, by what passes here.
+    pub(crate) began_us: u64,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) cut: Lsn,
     pub(crate) anchor: Arc<Anchor>,
     pub(crate) flushes: Vec<FlushJob>,
@@ -112,7 +121,7 @@ pub struct UploadJob {
     pub(crate) flushed: Mutex<Option<io::Result<()>>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -170,10 +179,40 @@ impl UploadJob {
                 Some(whole) => (**whole).clone(),
                 None => self.manifest(chapter, &puts)?,
             };
+            self.pin(chapter, &manifest)?;
             let verdict = put_manifest(&*self.store, manifest, &chapter.pending)?;
+            let verdict = self.confirm(chapter, verdict)?;
             locked(&self.verdicts).push((chapter.volume, verdict));
         }
         Ok(())
+    }
+
+    /// Before a manifest names objects, their makers can see that it may.
+    fn pin(&self, chapter: &Chapter, manifest: &Manifest) -> Result<()> {
+        if manifest.tenure == Tenure::Deleted {
+            return Ok(());
+        }
+        let mut missing = makers(manifest);
+        missing.insert(self.pool);
+        missing.retain(|maker| !chapter.pinned.contains(maker));
+        pin(&*self.store, &missing, &self.pool, &manifest.name, manifest.number, self.time_us)
+    }
+
+    /// Whether a manifest that was put is the newest. Manifests that are no longer the newest stay for twice as long
+    /// as this pool may rely on what it knows: only one that was held for longer has to ask.
+    fn confirm(&self, chapter: &Chapter, verdict: Verdict) -> Result<Verdict> {
+        let Verdict::Written(manifest) = verdict else { return Ok(verdict) };
+        let now_us = self.clock.now_us();
+        let fresh = chapter.known_us <= now_us && now_us < chapter.known_us.saturating_add(FENCE_FRESH_US);
+        if !fresh {
+            if let Some(newest) = newer_than(&*self.store, &manifest.name, manifest.number)? {
+                return Ok(Verdict::Lost(Box::new(newest)));
+            }
+        }
+        if manifest.tenure == Tenure::Deleted {
+            unpin(&*self.store, &chapter.pinned, &self.pool, &manifest.name);
+        }
+        Ok(Verdict::Written(manifest))
     }
 
     /// The state of a volume at the cut.
@@ -231,10 +270,17 @@ impl UploadJob {
                     manifest.objects.insert(part.object, *info);
                 }
             }
-            if let Some(slot) = present(&homeless).first() {
+            // Of what was taken over it is not known what lives, only what may.
+            if let Some(slot) = present(&homeless).first().filter(|_| segment.place != Place::Imported) {
                 let addr = SlotAddr::new(segment.id, *slot);
-                return Err(Error::corrupt(format!("{addr} is in use and in no object: the round is not put")));
+                let text = format!(
+                    "{addr} of {:?}, {:?}, is in use and in no object: the round is not put",
+                    segment.kind, segment.place
+                );
+                return Err(Error::corrupt(text));
             }
+            // What was put again fills gaps between what was there.
+            parts.sort_by_key(|part| part.first);
             // What the tail's replay releases is listed, too: whoever takes the volume over keeps a number free for it.
             if !parts.is_empty() || lived(&self.anchor, segment.id) {
                 let parts = SegmentParts { kind: segment.kind, volume: segment.volume, parts };

@@ -11,6 +11,7 @@ use crate::format::segment::{
 };
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, SEGMENT_HANDLES_MAX};
 use crate::map::{PageCache, PageSource};
+use crate::object::ObjectStore;
 use crate::types::{SegmentId, SlotAddr};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -158,7 +159,45 @@ impl Segments {
             return Ok(None);
         }
         let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);
-        self.remote.as_ref().map(Some).ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))
+        let remote = self.remote.as_ref().ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))?;
+        let imported = self.table.get(id).is_some_and(|s| s.place == Place::Imported);
+        if imported && !remote.parts.contains_key(&id) {
+            let text = format!("segment {} came with a volume that belongs to another pool now: delete it here", id.0);
+            return Err(Error::new(ErrorKind::NotFound, text));
+        }
+        Ok(Some(remote))
+    }
+
+    /// From now on slots may be in `store`.
+    pub fn connect(&mut self, store: Arc<dyn ObjectStore>) {
+        let patient = self.set_patient(true);
+        self.remote.insert(Remote::new(store)).set_patient(patient);
+    }
+
+    /// Whether a change may come upon what is not here, and must not wait for it: then it has to be looked for before
+    /// anything is changed.
+    pub fn is_hasty(&self) -> bool {
+        match &self.remote {
+            None => false,
+            Some(remote) => !remote.is_patient() && (self.table.away || remote.reads() > 0),
+        }
+    }
+
+    /// Whether what is not here is fetched at once; returns how it was.
+    pub fn set_patient(&self, patient: bool) -> bool {
+        self.remote.as_ref().is_none_or(|remote| remote.set_patient(patient))
+    }
+
+    /// The `count` slots from `addr` on may be asked for soon. Returns how many of them could be found already.
+    pub fn hint(&self, addr: SlotAddr, count: usize) -> Result<usize> {
+        self.elsewhere(addr.segment())?.map_or(Ok(count), |remote| remote.hint(addr, count))
+    }
+
+    /// What tells where `addr` is may be asked for soon.
+    pub fn hint_directory(&self, addr: SlotAddr) {
+        if let Ok(Some(remote)) = self.elsewhere(addr.segment()) {
+            remote.hint_directory(addr);
+        }
     }
 
     fn locate(&self, addr: SlotAddr) -> Result<(Arc<dyn File>, u64)> {

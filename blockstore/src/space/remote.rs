@@ -7,22 +7,22 @@
 //!   * in `patient` mode what is missing is fetched here and now; otherwise it is noted as wanted, and the
 //!     answer is an error of kind `Absent`: run the fetches, report them, ask again.
 
+use super::kept::Kept;
+use super::wants::{Arrival, Batch, FrameAt, Piece, Wants, FRAMES_PER_FETCH};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{ObjectInfo, Origin, Part};
-use crate::format::object::{open_frame, Directory, Frame, ObjectId, FRAME_SLOTS};
+use crate::format::object::{open_frame, Directory, Frame, ObjectId, RangeEntry, FRAME_SLOTS};
 use crate::format::page;
-use crate::format::segment::encode_directory_page;
+use crate::format::segment::{encode_directory_page, SegmentKind};
 use crate::limits::{
-    BLOCK, CRCS_PER_PAGE, OBJECT_DIRECTORIES_KEPT, OBJECT_DIRECTORY_MAX, OBJECT_FRAMES_KEPT, SLOT_BITS,
+    BLOCK, CRCS_PER_PAGE, OBJECT_DIRECTORIES_KEPT, OBJECT_DIRECTORY_MAX, OBJECT_FRAMES_KEPT, OBJECT_MAP_FRAMES_KEPT,
+    SLOT_BITS,
 };
 use crate::object::{ObjectStore, Range, StoreError, StoreErrorKind};
 use crate::types::{SegmentId, SlotAddr};
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::cell::{Cell, RefCell, RefMut};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Frames fetched at a time for somebody who reads on: 1 MiB.
-const FRAMES_AHEAD: usize = 16;
 
 /// A store's error as one of ours.
 pub fn store_error(context: &str, e: &StoreError) -> Error {
@@ -34,53 +34,19 @@ pub fn store_error(context: &str, e: &StoreError) -> Error {
     Error::new(kind, format!("{context}: {e}"))
 }
 
-/// The last few of something, by key: the one that came first goes first.
-struct Kept<K, V> {
-    by_key: HashMap<K, V>,
-    order: VecDeque<K>,
-    most: usize,
-}
-
-impl<K: Copy + Eq + std::hash::Hash, V: Clone> Kept<K, V> {
-    fn new(most: usize) -> Self {
-        Self { by_key: HashMap::new(), order: VecDeque::new(), most }
-    }
-
-    fn put(&mut self, key: K, value: V) {
-        if self.by_key.insert(key, value).is_none() {
-            self.order.push_back(key);
-        }
-        while self.order.len() > self.most {
-            let Some(first) = self.order.pop_front() else { break };
-            self.by_key.remove(&first);
-        }
-    }
-}
-
-/// What has to come from the store before an answer is possible.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Wanted {
-    Directory(ObjectId),
-    /// The frame at this offset, in this range of the directory.
-    Frame(ObjectId, usize, u64),
-}
-
 /// One request to the object store; runs on any thread.
 pub struct FetchJob {
     store: Arc<dyn ObjectStore>,
-    object: ObjectId,
-    info: ObjectInfo,
-    /// Frames that follow one another; none for the directory.
-    frames: Vec<Frame>,
-    wanted: Wanted,
+    info: Option<ObjectInfo>,
+    batch: Batch,
 }
 
 /// What came of a fetch.
 pub enum Fetched {
     /// A directory.
-    Directory(Box<Directory>),
+    Directory(Arc<Directory>),
     /// Slots of frames.
-    Frames(Vec<(u64, Vec<u8>)>),
+    Frames(Vec<Arc<Vec<u8>>>),
 }
 
 impl std::fmt::Debug for Fetched {
@@ -93,28 +59,28 @@ impl std::fmt::Debug for Fetched {
 }
 
 impl FetchJob {
-    /// Fetches; blocks.
+    /// Fetches and verifies; blocks.
     pub fn run(&self) -> Result<Fetched> {
-        let key = self.object.key();
-        let get = |offset, len: u64| {
-            let bytes = self.store.get(&key, Range::Part { offset, len });
-            let bytes = bytes.map_err(|e| store_error(&format!("reading object {key}"), &e))?;
-            if bytes.len() as u64 != len {
-                let text = format!("object {key} is cut off: {len} bytes at {offset} wanted, {} there", bytes.len());
-                return Err(Error::corrupt(text));
-            }
-            Ok(bytes)
+        let object = &self.batch.object;
+        let key = object.key();
+        let frames = self.batch.frames.iter().map(|at| &at.frame);
+        let (Some(first), Some(last)) = (frames.clone().next(), frames.clone().next_back()) else {
+            let info = self.info.ok_or_else(|| Error::corrupt(format!("object {key} is not known")))?;
+            return fetch_directory(&*self.store, object, &info).map(|d| Fetched::Directory(Arc::new(d)));
         };
-        let (Some(first), Some(last)) = (self.frames.first(), self.frames.last()) else {
-            return fetch_directory(&*self.store, &self.object, &self.info).map(|d| Fetched::Directory(Box::new(d)));
-        };
-        let bytes = get(first.offset, last.offset + u64::from(last.len) - first.offset)?;
+        let (offset, len) = (first.offset, last.offset + u64::from(last.len) - first.offset);
+        let bytes = self.store.get(&key, Range::Part { offset, len });
+        let bytes = bytes.map_err(|e| store_error(&format!("reading object {key}"), &e))?;
+        if bytes.len() as u64 != len {
+            let text = format!("object {key} is cut off: {len} bytes at {offset} wanted, {} there", bytes.len());
+            return Err(Error::corrupt(text));
+        }
         let open = |frame: &Frame| {
-            let from = (frame.offset - first.offset) as usize;
+            let from = (frame.offset - offset) as usize;
             let stored = bytes.get(from..from + frame.len as usize).unwrap_or_default();
-            Ok((frame.offset, open_frame(frame, stored, &self.object)?))
+            open_frame(frame, stored, object).map(Arc::new)
         };
-        self.frames.iter().map(open).collect::<Result<_>>().map(Fetched::Frames)
+        frames.map(open).collect::<Result<_>>().map(Fetched::Frames)
     }
 }
 
@@ -142,11 +108,15 @@ pub struct Remote {
     /// Where slots are, by segment.
     pub parts: Arc<BTreeMap<SegmentId, Vec<Part>>>,
     directories: RefCell<Kept<ObjectId, Arc<Directory>>>,
-    frames: RefCell<Kept<(ObjectId, u64), Arc<Vec<u8>>>>,
+    /// Frames of blocks, and apart from them those of map pages: every request needs map pages.
+    frames: RefCell<Kept<Piece, Arc<Vec<u8>>>>,
+    map_frames: RefCell<Kept<Piece, Arc<Vec<u8>>>>,
     patient: Cell<bool>,
-    wanted: RefCell<BTreeSet<Wanted>>,
-    /// Where the last fetched frames of an object end: who goes on there reads on.
-    reading_on: RefCell<Kept<ObjectId, u64>>,
+    /// Blocks read from here so far.
+    reads: Cell<u64>,
+    wants: RefCell<Wants>,
+    /// Where the frames last fetched patiently end: who goes on there reads on.
+    reading_on: Cell<Option<Piece>>,
 }
 
 impl Remote {
@@ -159,9 +129,11 @@ impl Remote {
             parts: Arc::default(),
             directories: RefCell::new(Kept::new(OBJECT_DIRECTORIES_KEPT)),
             frames: RefCell::new(Kept::new(OBJECT_FRAMES_KEPT)),
+            map_frames: RefCell::new(Kept::new(OBJECT_MAP_FRAMES_KEPT)),
             patient: Cell::new(true),
-            wanted: RefCell::default(),
-            reading_on: RefCell::new(Kept::new(OBJECT_DIRECTORIES_KEPT)),
+            reads: Cell::new(0),
+            wants: RefCell::default(),
+            reading_on: Cell::new(None),
         }
     }
 
@@ -170,9 +142,19 @@ impl Remote {
         &self.store
     }
 
+    /// Whether what is missing is fetched at once.
+    pub fn is_patient(&self) -> bool {
+        self.patient.get()
+    }
+
     /// Whether what is missing is fetched at once; returns how it was.
     pub fn set_patient(&self, patient: bool) -> bool {
         self.patient.replace(patient)
+    }
+
+    /// Blocks read from here so far.
+    pub fn reads(&self) -> u64 {
+        self.reads.get()
     }
 
     /// What stands in the objects for a segment's number here: less this.
@@ -197,53 +179,57 @@ impl Remote {
         self.part(addr).ok().map(|part| part.object.key())
     }
 
-    fn fetch(&self, wanted: Wanted) -> Result<()> {
+    /// The pieces wanted and under way.
+    pub fn wants(&self) -> RefMut<'_, Wants> {
+        self.wants.borrow_mut()
+    }
+
+    /// What is missing: noted, or brought here and now.
+    fn bring(&self, piece: Piece, frame: Option<(FrameAt, &RangeEntry)>) -> Result<()> {
         if !self.patient.get() {
-            self.wanted.borrow_mut().insert(wanted);
+            self.wants.borrow_mut().demand(piece, frame.map(|(at, _)| at));
             return Err(Error::new(ErrorKind::Absent, "what is asked for has to be fetched from the object store"));
         }
-        let job = self.job(wanted)?;
+        let mut frames = Vec::new();
+        if let Some((first, range)) = frame {
+            let most = if self.reading_on.get() == Some(piece) { FRAMES_PER_FETCH } else { 1 };
+            let rest = range.frames.iter().skip_while(|frame| **frame != first.frame).take(most);
+            frames.extend(rest.map(|frame| FrameAt { frame: *frame, kind: first.kind }));
+            let end = frames.last().map(|at| at.frame.offset + u64::from(at.frame.len));
+            self.reading_on.set(Some((piece.0, end)));
+        }
+        let job = self.job(Batch { object: piece.0, frames, numbers: Vec::new() });
         let fetched = job.run()?;
-        self.fetched(&job, fetched);
+        self.keep(&job.batch, fetched);
         Ok(())
     }
 
-    fn job(&self, wanted: Wanted) -> Result<FetchJob> {
-        let (Wanted::Directory(object) | Wanted::Frame(object, ..)) = &wanted;
-        let info = self.objects.get(object).copied();
-        let info = info.ok_or_else(|| Error::corrupt(format!("object {} is not known", object.key())))?;
-        let mut frames = Vec::new();
-        if let Wanted::Frame(object, range, offset) = &wanted {
-            let directory = self.directory(object)?;
-            let all = directory.ranges.get(*range).map_or(&[][..], |range| &range.frames);
-            let ahead = match self.reading_on.borrow().by_key.get(object) {
-                Some(end) if end == offset => FRAMES_AHEAD,
-                _ => 1,
-            };
-            frames.extend(all.iter().skip_while(|frame| frame.offset != *offset).take(ahead));
-        }
-        Ok(FetchJob { store: self.store.clone(), object: *object, info, frames, wanted })
+    fn job(&self, batch: Batch) -> FetchJob {
+        FetchJob { store: self.store.clone(), info: self.objects.get(&batch.object).copied(), batch }
     }
 
-    /// What is wanted, as jobs: each once.
-    pub fn take_fetches(&self) -> Vec<Result<FetchJob>> {
-        let wanted = std::mem::take(&mut *self.wanted.borrow_mut());
-        wanted.into_iter().map(|wanted| self.job(wanted)).collect()
+    /// The next piece of what is wanted.
+    pub fn take_fetch(&self) -> Option<FetchJob> {
+        let batch = self.wants.borrow_mut().take()?;
+        Some(self.job(batch))
     }
 
-    /// Keeps what a job has brought.
-    pub fn fetched(&self, job: &FetchJob, fetched: Fetched) {
+    fn keep(&self, batch: &Batch, fetched: Fetched) {
         match fetched {
-            Fetched::Directory(directory) => self.directories.borrow_mut().put(job.object, Arc::new(*directory)),
+            Fetched::Directory(directory) => self.keep_directory(directory),
             Fetched::Frames(frames) => {
-                if let Some(last) = job.frames.last() {
-                    self.reading_on.borrow_mut().put(job.object, last.offset + u64::from(last.len));
+                for (at, slots) in batch.frames.iter().zip(frames) {
+                    self.frames_of(at.kind).put((batch.object, Some(at.frame.offset)), slots);
                 }
-                let mut kept = self.frames.borrow_mut();
-                frames.into_iter().for_each(|(at, slots)| kept.put((job.object, at), Arc::new(slots)));
             }
         }
-        self.wanted.borrow_mut().remove(&job.wanted);
+    }
+
+    /// Keeps what a job has brought, and tells those who wait for it.
+    pub fn fetched(&self, job: FetchJob, outcome: Result<Fetched>) -> Arrival {
+        self.wants.borrow_mut().done(&job.batch);
+        let failure = outcome.map(|fetched| self.keep(&job.batch, fetched)).err();
+        Arrival { numbers: job.batch.numbers, failure }
     }
 
     /// Keeps a directory that was just written.
@@ -253,58 +239,134 @@ impl Remote {
 
     /// The directory of an object.
     pub fn directory(&self, object: &ObjectId) -> Result<Arc<Directory>> {
-        if let Some(directory) = self.directories.borrow().by_key.get(object) {
-            return Ok(directory.clone());
+        let held = self.directories.borrow_mut().get(object);
+        if let Some(directory) = held {
+            return Ok(directory);
         }
-        self.fetch(Wanted::Directory(*object))?;
-        let kept = self.directories.borrow();
-        kept.by_key.get(object).cloned().ok_or_else(|| Error::corrupt("a fetched directory is gone again"))
+        self.bring((*object, None), None)?;
+        let held = self.directories.borrow_mut().get(object);
+        held.ok_or_else(|| Error::corrupt("a fetched directory is gone again"))
     }
 
-    fn frame(&self, object: &ObjectId, range: usize, offset: u64) -> Result<Arc<Vec<u8>>> {
-        if let Some(frame) = self.frames.borrow().by_key.get(&(*object, offset)) {
-            return Ok(frame.clone());
+    fn frames_of(&self, kind: SegmentKind) -> RefMut<'_, Kept<Piece, Arc<Vec<u8>>>> {
+        match kind {
+            SegmentKind::Log => self.frames.borrow_mut(),
+            SegmentKind::Map => self.map_frames.borrow_mut(),
         }
-        self.fetch(Wanted::Frame(*object, range, offset))?;
-        let kept = self.frames.borrow();
-        kept.by_key.get(&(*object, offset)).cloned().ok_or_else(|| Error::corrupt("a fetched frame is gone again"))
     }
 
-    /// Copies the slot at `addr` to `out`, as it was put.
-    fn slot(&self, addr: SlotAddr, out: &mut [u8]) -> Result<()> {
-        let object = self.part(addr)?.object;
-        let directory = self.directory(&object)?;
-        let original = self.original(addr);
-        let missing = || Error::corrupt(format!("object {} does not hold {addr}, which is in use", object.key()));
-        let found = directory.ranges.iter().enumerate().filter(|(_, range)| range.segment == original.segment());
-        let (place, range, rank) = found
-            .filter_map(|(place, range)| Some((place, range, range.rank(original.slot())?)))
-            .next()
-            .ok_or_else(missing)?;
-        let frame = range.frames.get(rank / FRAME_SLOTS).ok_or_else(missing)?;
-        let slots = self.frame(&object, place, frame.offset)?;
-        let at = rank % FRAME_SLOTS * BLOCK;
-        out.copy_from_slice(slots.get(at..at + BLOCK).ok_or_else(missing)?);
-        Ok(())
+    fn frame(&self, object: &ObjectId, range: &RangeEntry, frame: &Frame) -> Result<Arc<Vec<u8>>> {
+        let piece = (*object, Some(frame.offset));
+        let held = self.frames_of(range.kind).get(&piece);
+        if let Some(slots) = held {
+            return Ok(slots);
+        }
+        self.bring(piece, Some((FrameAt { frame: *frame, kind: range.kind }, range)))?;
+        let held = self.frames_of(range.kind).get(&piece);
+        held.ok_or_else(|| Error::corrupt("a fetched frame is gone again"))
     }
 
-    /// Fills `buf` with the slots from `addr` on. Their checksums are not verified here.
-    pub fn slots(&self, addr: SlotAddr, buf: &mut [u8]) -> Result<()> {
-        let mut outcome = Ok(());
-        for (block, i) in buf.chunks_exact_mut(BLOCK).zip(0..) {
-            // All that is missing is asked for at once.
-            match self.slot(SlotAddr(addr.0 + i), block) {
+    /// Hands `take` the slots from `addr` on, frame by frame: the object, its range, the frame, where in it, and the
+    /// number of slots. All that is missing is asked for at once.
+    fn walk(
+        &self,
+        addr: SlotAddr,
+        count: usize,
+        mut take: impl FnMut(&ObjectId, &RangeEntry, &Frame, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let (mut done, mut outcome) = (0, Ok(()));
+        while done < count {
+            let at = SlotAddr(addr.0 + done as u64);
+            let part = self.part(at)?;
+            let here = (count - done).min((part.end - at.slot()) as usize);
+            let directory = match self.directory(&part.object) {
+                Err(e) if e.kind() == ErrorKind::Absent => {
+                    outcome = Err(e);
+                    done += here;
+                    continue;
+                }
+                directory => directory?,
+            };
+            let original = self.original(at);
+            let missing =
+                || Error::corrupt(format!("object {} does not hold {at}, which is in use", part.object.key()));
+            let mut found = directory.ranges.iter().filter(|range| range.segment == original.segment());
+            let found = found.find_map(|range| Some((range, range.rank(original.slot())?)));
+            let (range, rank) = found.ok_or_else(missing)?;
+            let frame = range.frames.get(rank / FRAME_SLOTS).ok_or_else(missing)?;
+            // Slots that follow one another and live lie together.
+            let (from, most) = (rank % FRAME_SLOTS, here.min((range.end - original.slot()) as usize));
+            let lives = |i: &usize| {
+                let slot = original.slot() as usize + i;
+                range.bits.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+            };
+            let run = (0..most.min(FRAME_SLOTS - from)).take_while(lives).count().max(1);
+            match take(&part.object, range, frame, from, run) {
                 Err(e) if e.kind() == ErrorKind::Absent => outcome = Err(e),
                 other => other?,
             }
+            done += run;
         }
         outcome
+    }
+
+    /// Fills `buf` with the slots from `addr` on, as they were put. Their checksums are not verified here.
+    pub fn slots(&self, addr: SlotAddr, buf: &mut [u8]) -> Result<()> {
+        let count = buf.len() / BLOCK;
+        self.reads.set(self.reads.get() + count as u64);
+        let mut at = 0;
+        let mut whole = true;
+        self.walk(addr, count, |object, range, frame, from, run| {
+            let slots = self.frame(object, range, frame).inspect_err(|_| whole = false)?;
+            // Nobody looks at the rest of what is not whole.
+            if !whole {
+                return Ok(());
+            }
+            let held = slots.get(from * BLOCK..(from + run) * BLOCK);
+            let held = held.ok_or_else(|| Error::corrupt(format!("a frame of object {} is short", object.key())))?;
+            let to = buf.get_mut(at..at + held.len());
+            to.ok_or_else(|| Error::corrupt("more slots than were asked for"))?.copy_from_slice(held);
+            at += held.len();
+            Ok(())
+        })
+    }
+
+    /// The slots from `addr` on may be asked for soon. Returns how many of them could be found already.
+    pub fn hint(&self, addr: SlotAddr, count: usize) -> Result<usize> {
+        let mut at = SlotAddr(addr.0);
+        let end = addr.0 + count as u64;
+        while at.0 < end {
+            let part = self.part(at)?;
+            let here = (end - at.0).min(u64::from(part.end - at.slot()));
+            if !self.directories.borrow().holds(&part.object) {
+                self.wants.borrow_mut().hint((part.object, None), None);
+                break;
+            }
+            self.walk(at, here as usize, |object, range, frame, _, _| {
+                let piece = (*object, Some(frame.offset));
+                if !self.frames_of(range.kind).holds(&piece) {
+                    let at = FrameAt { frame: *frame, kind: range.kind };
+                    self.wants.borrow_mut().hint(piece, Some(at));
+                }
+                Ok(())
+            })?;
+            at = SlotAddr(at.0 + here);
+        }
+        Ok((at.0 - addr.0) as usize)
+    }
+
+    /// The directory of the object that holds `addr` may be asked for soon.
+    pub fn hint_directory(&self, addr: SlotAddr) {
+        let Ok(part) = self.part(addr) else { return };
+        if !self.directories.borrow().holds(&part.object) {
+            self.wants.borrow_mut().hint((part.object, None), None);
+        }
     }
 
     /// The map page at `addr`, verified, with the numbers that its addresses have here.
     pub fn map_page(&self, addr: SlotAddr) -> Result<Box<[u8; BLOCK]>> {
         let mut block = Box::new([0; BLOCK]);
-        self.slot(addr, &mut block[..])?;
+        self.slots(addr, &mut block[..])?;
         page::verify(&block[..], self.original(addr)).map_err(|e| {
             let key = self.key_of(addr).unwrap_or_default();
             Error::new(e.kind(), format!("object {key}: {e}"))

@@ -9,7 +9,7 @@
 //!   * when both are gone, what was the second's is left for anchors and packing alone;
 //!   * the anchors' is made first.
 
-use crate::disk::Disk;
+use crate::disk::{allocate, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{RESERVE_ANCHORS_BYTES, RESERVE_FREEING_BYTES};
 
@@ -53,7 +53,7 @@ fn exists(disk: &dyn Disk, purpose: Purpose) -> bool {
 
 fn make(disk: &dyn Disk, purpose: Purpose) -> bool {
     let (name, bytes) = file(purpose);
-    let made = exists(disk, purpose) || disk.create(name).and_then(|file| file.allocate(bytes)).is_ok();
+    let made = exists(disk, purpose) || disk.create(name).and_then(|file| allocate(&*file, bytes)).is_ok();
     if !made {
         let _ = disk.remove(name);
     }

@@ -89,6 +89,8 @@ pub struct SegmentTable {
     pub live_blocks: u64,
     /// Releases of something already dead: must stay 0; a check reports it.
     pub double_releases: u64,
+    /// The slots of some segment may not be here.
+    pub away: bool,
 }
 
 impl SegmentTable {
@@ -97,6 +99,7 @@ impl SegmentTable {
         if segment.kind == SegmentKind::Log && segment.place != Place::Imported {
             self.live_blocks += u64::from(segment.live);
         }
+        self.away |= segment.place != Place::Here;
         self.segments.insert(id, segment);
     }
 

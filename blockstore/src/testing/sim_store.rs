@@ -133,6 +133,7 @@ impl Shared {
 pub struct SimStore {
     shared: Arc<Shared>,
     client: String,
+    observer: bool,
 }
 
 fn unavailable(op: StoreOp, key: &str) -> StoreError {
@@ -156,12 +157,17 @@ impl SimStore {
             cut_off: BTreeSet::new(),
         };
         let shared = Shared { state: Mutex::new(state), resumed: Condvar::new() };
-        Self { shared: Arc::new(shared), client: String::new() }
+        Self { shared: Arc::new(shared), client: String::new(), observer: false }
     }
 
     /// The same store as another client sees it.
     pub fn client(&self, name: &str) -> Self {
-        Self { shared: self.shared.clone(), client: name.to_owned() }
+        Self { shared: self.shared.clone(), client: name.to_owned(), observer: false }
+    }
+
+    /// The same store for an observer: its requests do not fail, and are not counted.
+    pub fn observer(&self) -> Self {
+        Self { shared: self.shared.clone(), client: String::new(), observer: true }
     }
 
     /// The `nth` call of `op` from now on (1 is the next) fails so, whoever makes it.
@@ -242,6 +248,9 @@ impl SimStore {
     /// Waits while this client is paused, then counts the call and decides about it.
     fn begin(&self, op: StoreOp, key: &str) -> StoreResult<(MutexGuard<'_, State>, Option<StoreFault>)> {
         let mut state = self.shared.lock();
+        if self.observer {
+            return Ok((state, None));
+        }
         let held = |state: &State| match state.paused.get(&self.client) {
             Some(only) => only.is_none_or(|only| only == op) && !state.cut_off.contains(&self.client),
             None => false,

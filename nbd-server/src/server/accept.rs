@@ -48,8 +48,11 @@ impl Server {
             why: "it ended the negotiation, or broke the protocol",
             more: false,
             yielded: false,
+            held: false,
+            unwritten: 0,
             temporary: None,
             waiting: 0,
+            stalled: false,
         };
         self.conns.insert(token, conn);
         self.send(token);

@@ -25,6 +25,7 @@ impl Server {
             error!(reason = why, "the pool accepts no more changes: restart the daemon to recover it");
         }
         self.tend_tier();
+        self.tend_leases();
         let audit = self.begin_audit();
         let short = self.is_short_of_space();
         let idle = short || self.last_activity.elapsed() > IDLE;
@@ -32,6 +33,7 @@ impl Server {
             warn!(error = %e, "giving back space failed");
             false
         });
+        self.start_fetches();
         let ahead = !short
             && self.pool.write_map_ahead().unwrap_or_else(|e| {
                 warn!(error = %e, "the map could not be written ahead");
@@ -98,6 +100,7 @@ impl Server {
                         error!(error = %e, "the log could not be synced");
                     }
                 }
+                Done::Awaited(client, outcome) => self.taken_by_disk(client, outcome),
                 Done::Anchor(job, outcome) => {
                     self.metrics.anchors += 1;
                     debug!(ok = outcome.is_ok(), "anchor written");
@@ -108,6 +111,8 @@ impl Server {
                 }
                 Done::AuditProgress(token, line) => self.progress(token, &line),
                 Done::Tier(job, outcome) => self.tier_done(job, outcome),
+                Done::Sweep(outcome) => self.swept(outcome),
+                Done::Lease(job) => self.looked(&job),
                 Done::Attach(token, job, outcome) => self.attach_done(token, *job, outcome),
                 Done::Audited(token, outcome) => self.audited(token, outcome),
                 Done::Clean(job, outcome) => {
@@ -119,6 +124,7 @@ impl Server {
                         self.pool.keep_reserve();
                     }
                 }
+                Done::Fetch(job, outcome) => self.fetched(*job, outcome),
                 Done::Spare(id, outcome) => {
                     self.spare_pending = false;
                     match outcome {

@@ -6,7 +6,7 @@
 //!   * requests that had been read whole are carried out and answered, unless their client does not
 //!     take the answers before `DRAIN_TIME` is over.
 
-use super::conn::Conn;
+use super::conn::{Conn, Role};
 use super::{Server, TOKEN_WAKE};
 use crate::poll;
 use blockstore::Cleaning;
@@ -28,6 +28,7 @@ impl Server {
         self.drain()?;
         let left: Vec<u64> = self.conns.keys().copied().collect();
         left.into_iter().for_each(|token| self.close(token, "the daemon ends and it took no replies"));
+        self.pool.set_patient(true);
         if self.pool.poisoned().is_none() {
             for id in self.pool.volumes() {
                 self.pool.flush(id).map_err(io::Error::other)?;
@@ -71,5 +72,6 @@ impl Server {
 
 /// All that was read is answered, and the answers are sent.
 fn is_over(conn: &Conn) -> bool {
-    conn.sent == conn.out.len() && !conn.more && conn.waiting == 0
+    let absent = matches!(&conn.role, Role::Session(session) if session.is_waiting());
+    conn.sent == conn.out.len() && !conn.more && conn.waiting == 0 && !absent
 }

@@ -10,6 +10,8 @@ use super::conn::{fill, make_room, Conn, Role};
 use super::flush::Waiter;
 use super::Server;
 use crate::control::{self, Taken};
+use crate::session::Awaited;
+use blockstore::ErrorKind;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use tracing::{debug, info};
@@ -43,12 +45,13 @@ impl Server {
                 continue;
             };
             if !self.long_command(token, &request) && !self.tier_command(token, &request) {
-                self.command(token, &request);
+                self.command(token, &request, None);
             }
         }
     }
 
-    fn command(&mut self, token: u64, request: &Value) {
+    /// Carries out a command, for the first time or `again`, now that something has come from the object store.
+    pub(super) fn command(&mut self, token: u64, request: &Value, again: Option<Awaited>) {
         if request.get("op").and_then(Value::as_str) == Some("metrics") {
             let mut page = self.metrics.render(&self.pool.stats(), self.conns.len(), self.pool.poisoned().is_some());
             self.render_tier(&mut page);
@@ -68,6 +71,7 @@ impl Server {
             users.into_iter().for_each(|user| self.dismiss(user));
         }
         match control::handle(&mut self.pool, request) {
+            Err(e) if e.kind() == ErrorKind::Absent => self.wait_for_store(token, request, again),
             Err(e) => {
                 debug!(%request, error = %e, "a command failed");
                 self.say(token, &control::error_json(&e));

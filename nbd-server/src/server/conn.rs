@@ -67,10 +67,16 @@ pub(super) struct Conn {
     pub more: bool,
     /// Among `Server::yielded`.
     pub yielded: bool,
+    /// Not read until the disk has taken what it wrote (see `pace`).
+    pub held: bool,
+    /// Log bytes it has written beside clients that flush, since it was last held or synced.
+    pub unwritten: u64,
     /// A volume that ends with the connection.
     pub temporary: Option<VolumeId>,
-    /// Replies that wait for a sync.
+    /// Replies that wait for a sync, and commands that wait for the object store.
     pub waiting: usize,
+    /// Nothing more is read before something has come from the object store.
+    pub stalled: bool,
 }
 
 /// Reads once into the input buffer; `false` at the end of the stream.

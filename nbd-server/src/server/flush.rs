@@ -11,6 +11,7 @@ use crate::session::Wait;
 use blockstore::{FlushJob, VolumeId};
 use serde_json::{json, Value};
 use std::io;
+use std::time::Instant;
 
 /// Who waits for a sync of a volume's log.
 pub(super) enum Waiter {
@@ -42,9 +43,12 @@ impl Server {
         for waiter in waiters {
             match waiter {
                 Waiter::Nbd(token, wait) => {
-                    if let Some(Conn { role: Role::Session(session), out, waiting, .. }) = self.conns.get_mut(&token) {
+                    if let Some(Conn { role: Role::Session(session), out, waiting, unwritten, .. }) =
+                        self.conns.get_mut(&token)
+                    {
                         session.synced(out, wait, failure);
                         *waiting -= 1;
+                        *unwritten = 0;
                         touched.push(token);
                     }
                 }
@@ -82,6 +86,10 @@ impl Server {
     }
 
     pub(super) fn wait_for_sync(&mut self, volume: VolumeId, waiter: Waiter) {
+        // Who has a command synced does not go on doing so.
+        if let Waiter::Nbd(client, _) = &waiter {
+            self.pace.note_flush(*client, Instant::now());
+        }
         self.syncing.entry(volume).or_default().next.push(waiter);
     }
 

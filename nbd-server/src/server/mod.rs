@@ -12,9 +12,12 @@ mod background;
 mod close;
 mod commands;
 mod conn;
+mod fetch;
 mod flush;
+mod lease;
 mod listen;
 mod long;
+mod pace;
 mod tier;
 mod turns;
 
@@ -28,9 +31,11 @@ use accept::{CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::{Pool, VolumeId};
 use conn::Conn;
+use fetch::Fetching;
 use flush::Syncing;
 pub use listen::Listen;
 use listen::{explain, listen_unix, Listener};
+use pace::Pace;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -103,13 +108,16 @@ pub struct Server {
     next_token: u64,
     workers: Workers,
     syncing: HashMap<VolumeId, Syncing>,
+    pace: Pace,
     metrics: Metrics,
     spares: usize,
     tls: Option<Tls>,
     spare_pending: bool,
     audit: Option<AuditCall>,
     tier: Option<tier::Tier>,
+    leases: lease::Leases,
     counted: Option<Counted>,
+    fetching: Fetching,
     poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
@@ -154,6 +162,7 @@ impl Server {
         }
         Ok(Self {
             tier,
+            leases: lease::Leases::new(),
             counted: options.counted,
             pool,
             disk: Arc::new(OsDisk::new(&options.folder)),
@@ -170,11 +179,13 @@ impl Server {
             next_token,
             workers,
             syncing: HashMap::new(),
+            pace: Pace::default(),
             metrics: Metrics::default(),
             spares: options.spares,
             tls: options.tls,
             spare_pending: false,
             audit: None,
+            fetching: Fetching::default(),
             poison_told: false,
             no_space_seen: (0, Instant::now(), Instant::now()),
             last_activity: Instant::now(),
@@ -198,6 +209,7 @@ impl Server {
 
     /// Serves until SIGTERM or SIGINT, or until its [`Stopper`] is used, then closes cleanly.
     pub fn run(mut self) -> io::Result<()> {
+        self.pool.set_patient(false);
         let mut events = Vec::new();
         let mut housekeeping = Instant::now();
         let mut running = true;
@@ -205,7 +217,7 @@ impl Server {
             let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
             let more = self.background();
             self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
-            for &(token, _) in &events {
+            for &(token, ready) in &events {
                 match token {
                     TOKEN_SIGNAL => running = false,
                     TOKEN_WAKE => {
@@ -218,7 +230,7 @@ impl Server {
                         self.accept_nbd((token - TOKEN_LISTEN) as usize);
                     }
                     token => {
-                        self.serve(token);
+                        self.serve(token, ready);
                         // Taken last: a sync may have taken longer than the loop spins.
                         self.last_activity = Instant::now();
                     }

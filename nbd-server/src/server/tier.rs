@@ -13,7 +13,7 @@ use crate::control::{self, error_json, text, Taken};
 use crate::jobs::Job;
 use crate::metrics;
 use crate::session::Wait as NbdWait;
-use blockstore::object::{AttachJob, Standing, TierJob};
+use blockstore::object::{AttachJob, Standing, SweepReport, TierJob};
 use blockstore::{Durability, Error, ErrorKind, Lsn, Pool, Result, VolumeId};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, VecDeque};
@@ -26,6 +26,10 @@ const ROUND_BYTES: u64 = 64 << 20;
 /// Between tries after the store has failed: doubled each time.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Between sweeps of the whole store.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// What others wait for may come with time alone.
+const POLL_EVERY: Duration = Duration::from_millis(50);
 /// Between lines of progress for somebody who waits.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
@@ -42,6 +46,8 @@ enum Then {
     Answer(Waiter),
     /// Answer a command.
     Say(u64, Value),
+    /// Answer a command whose volume can be opened from now on.
+    Attached(u64, Value),
     /// Let go of the volume of this name.
     Detach(u64, String),
     /// The last manifest of a volume that was let go is there.
@@ -86,8 +92,10 @@ pub(super) struct Tier {
     failing: Option<String>,
     waits: Vec<Wait>,
     told: Instant,
+    polled: Instant,
     /// Of volumes that may lag behind by a bounded time.
     reached: BTreeMap<VolumeId, Reached>,
+    swept: Instant,
     fenced: Vec<VolumeId>,
 }
 
@@ -104,7 +112,9 @@ impl Tier {
             failing: None,
             waits: Vec::new(),
             told: now,
+            polled: now,
             reached: BTreeMap::new(),
+            swept: now,
             fenced: Vec::new(),
         }
     }
@@ -153,9 +163,15 @@ fn is_there(pool: &Pool, volume: VolumeId, upto: Lsn) -> Result<bool> {
 impl Server {
     /// Begins the next round when it is due.
     pub(super) fn tend_tier(&mut self) {
+        self.tend_sweep();
         let written = self.metrics.written_bytes;
         let Some(tier) = &mut self.tier else { return };
         let now = Instant::now();
+        if !tier.waits.is_empty() && tier.polled.elapsed() > POLL_EVERY {
+            tier.polled = now;
+            self.release_waits();
+        }
+        let Some(tier) = &mut self.tier else { return };
         if tier.busy || now < tier.not_before {
             return;
         }
@@ -166,7 +182,9 @@ impl Server {
         match self.pool.tier_job() {
             Ok(None) => {}
             Ok(Some(job)) => {
-                (tier.busy, tier.began, tier.written_then) = (true, now, written);
+                if !matches!(job, TierJob::Clean(_)) {
+                    (tier.busy, tier.began, tier.written_then) = (true, now, written);
+                }
                 self.workers.submit(Job::Tier(job));
             }
             Err(e) => {
@@ -177,7 +195,14 @@ impl Server {
     }
 
     pub(super) fn tier_done(&mut self, job: TierJob, outcome: Result<()>) {
+        let cleaning = matches!(job, TierJob::Clean(_));
         let outcome = self.pool.tier_done(job, outcome);
+        if cleaning {
+            if let Err(e) = outcome {
+                warn!(error = %e, "cleaning the object store failed: it is tried again");
+            }
+            return self.find_fenced();
+        }
         let Some(tier) = &mut self.tier else { return };
         tier.busy = false;
         match outcome {
@@ -201,14 +226,20 @@ impl Server {
         self.release_waits();
     }
 
-    fn find_fenced(&mut self) {
+    pub(super) fn find_fenced(&mut self) {
         for id in self.pool.volumes() {
             let (Some(tier), Some(status)) = (&mut self.tier, self.pool.remote_status(id)) else { continue };
+            let is_fenced = matches!(status.standing, Standing::Fenced(_));
             let (Standing::Fenced(why) | Standing::Refused(why)) = status.standing else { continue };
             if !tier.fenced.contains(&id) {
                 tier.fenced.push(id);
                 let volume = self.pool.volume_info(id).map(|info| info.name).unwrap_or_default();
                 error!(volume, why, "the object store does not take this volume");
+                if is_fenced {
+                    // What they were not told yet must not be told any more.
+                    let users = self.users(&Taken::all_of(id));
+                    users.into_iter().for_each(|user| self.close(user, "its volume was taken over by another host"));
+                }
             }
         }
     }
@@ -241,6 +272,7 @@ impl Server {
         for wait in std::mem::take(&mut tier.waits) {
             let there = match &wait.then {
                 Then::Gone(..) => Ok(!self.pool.is_letting_go(wait.volume)),
+                Then::Attached(..) if self.pool.view(wait.volume, None).is_err() => Ok(false),
                 _ => is_there(&self.pool, wait.volume, wait.upto),
             };
             match there {
@@ -262,7 +294,7 @@ impl Server {
     fn arrived(&mut self, wait: Wait) {
         match wait.then {
             Then::Answer(waiter) => self.answer(vec![waiter], None),
-            Then::Say(token, answer) => self.say_last(token, &answer),
+            Then::Say(token, answer) | Then::Attached(token, answer) => self.say_last(token, &answer),
             Then::Gone(token, name) => self.say_last(token, &json!({ "detached": name })),
             Then::Detach(token, name) => match self.pool.detach(wait.volume) {
                 Ok(job) => {
@@ -283,7 +315,9 @@ impl Server {
     fn never(&mut self, wait: Wait, e: &Error) {
         match wait.then {
             Then::Answer(waiter) => self.answer(vec![waiter], Some(&e.to_string())),
-            Then::Say(token, _) | Then::Detach(token, _) | Then::Gone(token, _) => self.say_last(token, &error_json(e)),
+            Then::Say(token, _) | Then::Attached(token, _) | Then::Detach(token, _) | Then::Gone(token, _) => {
+                self.say_last(token, &error_json(e));
+            }
         }
     }
 
@@ -312,7 +346,7 @@ impl Server {
         let Some(tier) = self.tier.as_mut().filter(|tier| tier.told.elapsed() > TELL_EVERY) else { return };
         let token = |wait: &Wait| match wait.then {
             Then::Say(token, _) | Then::Detach(token, _) => Some(token),
-            Then::Answer(_) | Then::Gone(..) => None,
+            Then::Answer(_) | Then::Attached(..) | Then::Gone(..) => None,
         };
         let tokens: Vec<u64> = tier.waits.iter().filter_map(token).collect();
         if tokens.is_empty() {
@@ -322,6 +356,23 @@ impl Server {
         let (sent, left) = (self.pool.sent().block_bytes, self.pool.unsent_bytes());
         let line = json!({"progress": {"done": sent, "total": sent + left}});
         tokens.into_iter().for_each(|token| self.progress(token, &line));
+    }
+
+    /// Once a day the whole store is looked through.
+    fn tend_sweep(&mut self) {
+        let Some(tier) = &mut self.tier else { return };
+        let due = tier.swept.elapsed() > SWEEP_EVERY;
+        if let Some(store) = due.then(|| self.pool.object_store()).flatten() {
+            tier.swept = Instant::now();
+            self.workers.submit(Job::Sweep(store, crate::open::now_us()));
+        }
+    }
+
+    pub(super) fn swept(&mut self, outcome: Result<SweepReport>) {
+        match outcome {
+            Ok(report) => info!(?report, "the object store was swept"),
+            Err(e) => warn!(error = %e, "sweeping the object store failed: nothing more is deleted until tomorrow"),
+        }
     }
 
     /// Carries out what is between the pool and its object store; `false` when `request` is something else.
@@ -357,7 +408,7 @@ impl Server {
             Ok((id, control::describe(&mut self.pool, id)?))
         });
         match attached {
-            Ok((id, answer)) => self.wait_for_all(id, Then::Say(token, answer)),
+            Ok((id, answer)) => self.wait_for_all(id, Then::Attached(token, answer)),
             Err(e) => {
                 warn!(error = %e, "a volume was not attached");
                 self.say_last(token, &error_json(&e));

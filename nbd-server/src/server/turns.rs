@@ -2,6 +2,7 @@
 
 use super::conn::{fill, make_room, Conn, Role, Socket};
 use super::flush::Waiter;
+use super::pace::HOLD_BYTES;
 use super::Server;
 use crate::exports::{resolve, PoolExports};
 use crate::jobs::Job;
@@ -24,13 +25,17 @@ const OUTPUT_KEPT: usize = 8 << 20;
 
 impl Server {
     /// Reads what a client sent, carries it out, and sends the replies.
-    pub(super) fn serve(&mut self, token: u64) {
+    pub(super) fn serve(&mut self, token: u64, ready: u32) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
         if conn.sent < conn.out.len() {
             // What is readable can wait until the client has read its replies.
             return self.send(token);
         }
-        if conn.yielded {
+        if conn.yielded || conn.held {
+            if ready & poll::GONE != 0 {
+                // Nobody would hear the replies to what is left.
+                self.close(token, "it hung up");
+            }
             return;
         }
         match fill(conn) {
@@ -124,10 +129,15 @@ impl Server {
     }
 
     fn transmit(&mut self, token: u64) {
+        if !self.may_answer(token) {
+            return;
+        }
         let mut waits = Vec::new();
+        let (paced, before) = (self.pace.is_beside_flushes(token, Instant::now()), self.pool.appended_bytes());
         let Some(conn) = self.conns.get_mut(&token) else { return };
         let Role::Session(session) = &mut conn.role else { return };
         let volume = session.view.volume;
+        session.small_pieces = paced;
         let input = &conn.input[conn.start..conn.end];
         let (used, next) = session.process(&mut self.pool, &mut self.metrics, input, &mut conn.out, &mut waits);
         conn.start += used;
@@ -136,8 +146,11 @@ impl Server {
         match next {
             Next::Close(why) => (conn.closing, conn.why) = (true, why),
             Next::Read(whole) => make_room(conn, whole),
-            Next::Send | Next::Yield => {}
+            Next::Send | Next::Yield | Next::Wait => {}
         }
+        conn.unwritten = if paced { conn.unwritten + self.pool.appended_bytes() - before } else { 0 };
+        let hold = conn.unwritten >= HOLD_BYTES;
+        conn.stalled = next == Next::Wait;
         match self.pool.take_writeback(volume) {
             // Now, so that the disk works while the reply travels and the client prepares its flush.
             Some(range) if range.urgent => range.start(),
@@ -147,14 +160,22 @@ impl Server {
         if let Some(job) = self.pool.settle_job(volume) {
             self.workers.submit(Job::Settle(job));
         }
+        self.start_fetches();
         if !waits.is_empty() {
             waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));
             self.start_sync(volume);
+        }
+        if hold {
+            self.hold(token, volume);
         }
     }
 
     /// Sends what there is. Requests that are left wait for the next turn.
     pub(super) fn send(&mut self, token: u64) {
+        let Some(conn) = self.conns.get(&token) else { return };
+        if conn.sent < conn.out.len() && !self.may_answer(token) {
+            return self.watch(token, 0);
+        }
         let Some(conn) = self.conns.get_mut(&token) else { return };
         while conn.sent < conn.out.len() {
             match conn.socket.write(&conn.out[conn.sent..]) {
@@ -173,11 +194,12 @@ impl Server {
             let why = conn.why;
             return self.close(token, why);
         }
-        let reads = !conn.closing && conn.waiting < WAITS_MAX;
-        if conn.more && reads && !conn.yielded {
+        let takes = !conn.closing && !conn.held && conn.waiting < WAITS_MAX;
+        if conn.more && takes && !conn.yielded {
             conn.yielded = true;
             self.yielded.push_back(token);
         }
+        let reads = takes && !conn.stalled;
         self.watch(token, if reads { poll::READ } else { 0 });
     }
 
@@ -203,6 +225,7 @@ impl Server {
 
     pub(super) fn close(&mut self, token: u64, why: &str) {
         if let Some(conn) = self.conns.remove(&token) {
+            self.pace.forget(token);
             match &conn.role {
                 Role::Session(session) => info!(client = token, export = session.export(), why, "a client has gone"),
                 Role::Control => debug!(client = token, why, "a command connection has ended"),

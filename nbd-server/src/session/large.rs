@@ -9,15 +9,18 @@
 //!
 //! Not here: what a request may do (`Session::bounds`).
 
-use super::{Session, PIECE, READ_PIECE};
+use super::parked::WANTED_BYTES;
+use super::{Session, BROKEN, PIECE, READ_PIECE, SMALL_PIECE};
 use crate::metrics::Metrics;
 use crate::nbd::{self, Command, Errno, Request};
-use blockstore::{Ahead, Error, Pool};
+use blockstore::{Ahead, Error, ErrorKind, Pool};
 
 /// A request that is under way.
 pub struct Large {
     request: Request,
     done: u64,
+    /// Bytes of the piece under way that is arriving: the same until it is there.
+    arriving: Option<usize>,
     /// A payload whose request has failed already.
     failed: Option<(Errno, String)>,
     /// What of the next piece, which is still arriving, is in the log already.
@@ -34,26 +37,35 @@ pub enum Piece {
     Need(usize),
     /// A reply has begun that cannot be completed: only a disconnect says so.
     Broken,
+    /// Something has to come from the object store first.
+    Absent,
 }
 
 impl Large {
     /// Starts one; `refused` says that its payload is only passed over.
     pub fn new(request: Request, refused: Option<(Errno, &str)>) -> Self {
-        Self { request, done: 0, failed: refused.map(|(errno, why)| (errno, why.to_owned())), ahead: Ahead::default() }
+        Self {
+            request,
+            done: 0,
+            arriving: None,
+            failed: refused.map(|(errno, why)| (errno, why.to_owned())),
+            ahead: Ahead::default(),
+        }
     }
 
-    /// Length of the next piece.
-    fn piece(&self, whole: u64) -> usize {
+    /// Length of the next piece, of at most `most` bytes.
+    fn piece(&self, whole: u64, most: usize) -> usize {
         let at = self.request.offset.wrapping_add(self.done);
         let skew = at % blockstore::limits::BLOCK_U64;
-        let most = if self.request.command == Command::Read { READ_PIECE } else { PIECE };
         (whole - self.done).min(most as u64 - skew) as usize
     }
 
     /// Takes one piece of the payload from `input`.
     pub fn store(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics, input: &[u8]) -> Piece {
         let whole = u64::from(self.request.payload);
-        let want = self.piece(whole);
+        let most = if session.small_pieces { SMALL_PIECE } else { PIECE };
+        let want = self.arriving.unwrap_or_else(|| self.piece(whole, most));
+        self.arriving = Some(want);
         let used = if self.failed.is_some() { want.min(input.len()) } else { want };
         let (volume, at) = (session.view.volume, self.request.offset.wrapping_add(self.done));
         let Some(data) = input.get(..used).filter(|data| !data.is_empty()) else {
@@ -63,12 +75,15 @@ impl Large {
             return Piece::Need(want);
         };
         if self.failed.is_none() {
-            metrics.written_bytes += used as u64;
-            if let Err(e) = pool.write_arrived(volume, at, data, std::mem::take(&mut self.ahead)) {
-                self.failed = Some((session.errno(metrics, &e), e.to_string()));
+            match pool.write_arrived(volume, at, data, std::mem::take(&mut self.ahead)) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Absent => return Piece::Absent,
+                Err(e) => self.failed = Some((session.errno(metrics, &e), e.to_string())),
             }
+            metrics.written_bytes += used as u64;
         }
         self.done += used as u64;
+        self.arriving = None;
         if self.done < whole {
             return Piece::More(used);
         }
@@ -79,10 +94,9 @@ impl Large {
     /// Appends one piece of the data to `out`.
     pub fn load(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics, out: &mut Vec<u8>) -> Piece {
         let (request, whole) = (self.request, self.request.length);
-        let len = self.piece(whole);
+        let len = self.piece(whole, READ_PIECE);
         let at = request.offset + self.done;
         let last = self.done + len as u64 == whole;
-        metrics.read_bytes += len as u64;
         let (start, chunked) = (out.len(), session.chunked(&request));
         let outcome = if chunked {
             session.read_chunks(pool, &request, at, len as u64, last, out)
@@ -92,6 +106,14 @@ impl Large {
             }
             session.read_bytes(pool, at, len, out)
         };
+        if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::Absent) {
+            out.truncate(start);
+            // The pieces behind it will be needed next.
+            let rest = (whole - self.done).min(WANTED_BYTES);
+            pool.want(session.view, at, rest);
+            return Piece::Absent;
+        }
+        metrics.read_bytes += len as u64;
         self.done += len as u64;
         match outcome {
             Ok(()) if last => Piece::Over(0, None),
@@ -110,15 +132,31 @@ impl Large {
     /// Stores one piece of zeros.
     pub fn zero(&mut self, session: &Session, pool: &mut Pool, metrics: &mut Metrics) -> Piece {
         let (request, whole) = (self.request, self.request.length);
-        let len = self.piece(whole) as u64;
+        let len = self.piece(whole, SMALL_PIECE) as u64;
         match pool.write_zeroes(session.view.volume, request.offset + self.done, len, true) {
             Ok(()) => self.done += len,
+            Err(e) if e.kind() == ErrorKind::Absent => return Piece::Absent,
             Err(e) => return Piece::Over(0, Some(Err((request, session.errno(metrics, &e), e.to_string())))),
         }
         if self.done < whole {
             return Piece::More(0);
         }
         Piece::Over(0, Some(Ok(request)))
+    }
+
+    /// The request.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Bytes that have not been moved yet.
+    pub fn rest(&self) -> u64 {
+        self.request.length - self.done
+    }
+
+    /// Whether part of an answer has been told that has to be told without a break.
+    pub fn is_mid_answer(&self, session: &Session) -> bool {
+        self.kind() == Kind::Data && self.done > 0 && !session.chunked(&self.request)
     }
 
     /// What it moves.
@@ -133,7 +171,7 @@ impl Large {
     /// The data that one piece moves at most.
     pub fn piece_bytes(&self) -> u64 {
         if self.kind() == Kind::Zeros {
-            PIECE as u64
+            SMALL_PIECE as u64
         } else {
             READ_PIECE as u64
         }
@@ -152,6 +190,27 @@ pub enum Kind {
 }
 
 impl Session {
+    /// The large request in turn cannot be completed, for the reason `e`; an error when only a disconnect says so.
+    pub(super) fn fail_large(
+        &mut self,
+        mut large: Large,
+        metrics: &mut Metrics,
+        e: &Error,
+        out: &mut Vec<u8>,
+    ) -> Result<(), &'static str> {
+        if large.is_mid_answer(self) {
+            self.errno(metrics, e);
+            return Err(BROKEN);
+        }
+        if large.kind() == Kind::Payload {
+            large.failed = Some((self.errno(metrics, e), e.to_string()));
+            self.large = Some(large);
+        } else {
+            self.fail_with(out, metrics, &large.request, e);
+        }
+        Ok(())
+    }
+
     /// Whether `request` is carried out in pieces. A read whose answer cannot be split is so only when
     /// it has to be: an error behind its first piece can be told by a disconnect alone.
     pub(super) fn is_large(&self, request: &Request) -> bool {

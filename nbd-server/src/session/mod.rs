@@ -4,11 +4,14 @@
 //! Invariants
 //!   * every request is answered exactly once, in its own name, or the client is disconnected;
 //!   * one call of [`Session::process`] does a bounded amount of work (`TURN_COST`) and leaves at most
-//!     `OUTPUT_MAX` and one piece of output, so that no client holds up or outgrows the others.
+//!     `OUTPUT_MAX` and one piece of output, so that no client holds up or outgrows the others;
+//!   * nothing waits for the object store: what is absent is fetched meanwhile (`parked`). Changes keep the order in
+//!     which they came. A FLUSH covers what was replied to before it came, so nothing that is parked.
 //!
 //! Not here: sockets and turns (`server`), the protocol's bytes (`nbd`).
 
 mod large;
+mod parked;
 mod status;
 
 use crate::metrics::Metrics;
@@ -16,6 +19,9 @@ use crate::nbd::limits::PAYLOAD_MAX;
 use crate::nbd::{self, Command, Errno, Negotiated, Parsed, Request};
 use blockstore::{Ahead, Error, ErrorKind, Pool, View};
 use large::{Kind, Large, Piece};
+pub(crate) use parked::{Awaited, STORE_TIME};
+use parked::{Parked, What};
+use std::collections::VecDeque;
 
 /// A reply that waits for a sync.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +39,18 @@ pub enum Next {
     Send,
     /// Others first, then go on: the turn's work is done.
     Yield,
+    /// Nothing more can be begun before something has come from the object store.
+    Wait,
     /// The client is done, or not a client: why.
     Close(&'static str),
+}
+
+/// How a request in turn, or a piece of it, went.
+enum Step {
+    /// So much input was used, and so much work done.
+    On(usize, u64),
+    /// So much input was used, and the turn ends so.
+    Over(usize, Next),
 }
 
 /// A client in the transmission phase.
@@ -43,14 +59,26 @@ pub struct Session {
     /// What it reads, and writes unless it is a checkpoint.
     pub view: View,
     large: Option<Large>,
+    /// Its large writes are split more finely: somebody else would wait for them.
+    pub small_pieces: bool,
     /// What of a write's payload, which is still arriving, is in the log already.
     ahead: Ahead,
+    /// Reads that wait for the object store.
+    parked: VecDeque<Parked>,
+    /// The request in turn waits for the object store, and those behind it with it.
+    stalled: Option<Awaited>,
+    /// How long the request in turn has waited already.
+    retried: Option<Awaited>,
+    /// Replies that came up in the middle of an answer.
+    late: Vec<u8>,
 }
 
 /// Output beyond this is sent before more requests are carried out: bounds memory per client.
 const OUTPUT_MAX: usize = 1 << 20;
 /// Payload of a large write carried out at a time; what the store makes all-or-nothing.
 const PIECE: usize = 1 << 20;
+/// Zeros stored at a time, and payload while others flush.
+const SMALL_PIECE: usize = 256 << 10;
 /// Data of a large read carried out at a time.
 const READ_PIECE: usize = 128 << 10;
 /// Work of one turn: a request counts 1, 16 KiB of data 1.
@@ -58,6 +86,7 @@ const TURN_COST: u64 = 9;
 /// Cost of asking for extents, and of forgetting blocks.
 const STATUS_COST: u64 = 16;
 const CHANGE_COST: u64 = 4;
+const BROKEN: &str = "an answer that had begun could not be completed";
 const STORED_ZEROS_ARE_SLOW: &str = "storing zeros is not faster than writing them";
 /// Payload bytes in one group of writes.
 const RUN_BYTES_MAX: usize = PIECE;
@@ -70,7 +99,9 @@ fn cost(bytes: u64) -> u64 {
 impl Session {
     /// A session on `view`.
     pub fn new(agreed: Negotiated, view: View) -> Self {
-        Self { agreed, view, large: None, ahead: Ahead::default() }
+        let (parked, late) = (VecDeque::new(), Vec::new());
+        let (small_pieces, ahead) = (false, Ahead::default());
+        Self { agreed, view, large: None, small_pieces, ahead, parked, stalled: None, retried: None, late }
     }
 
     /// Name of the export.
@@ -95,47 +126,100 @@ impl Session {
             if spent >= TURN_COST {
                 return (used, Next::Yield);
             }
+            let mid_answer = self.large.as_ref().is_some_and(|large| large.is_mid_answer(self));
+            if !mid_answer {
+                out.append(&mut self.late);
+                if let Some(cost) = self.unpark(pool, metrics, out) {
+                    spent += cost;
+                    continue;
+                }
+            }
             let rest = input.get(used..).unwrap_or_default();
-            if let Some(large) = self.large.take() {
-                spent += cost(large.piece_bytes());
-                match self.piece(large, pool, metrics, rest, out, waits) {
-                    Piece::More(n) | Piece::Over(n, _) => used += n,
-                    Piece::Need(whole) => return (used, Next::Read(whole)),
-                    Piece::Broken => return (used, Next::Close("an answer that had begun could not be completed")),
+            match self.stalled.take() {
+                None => {}
+                Some(awaited) if awaited.is_over() => match self.go_on(awaited, metrics, rest, out) {
+                    Ok(0) => {}
+                    Ok(n) => {
+                        used += n;
+                        continue;
+                    }
+                    Err(why) => return (used, Next::Close(why)),
+                },
+                Some(awaited) => {
+                    self.stalled = Some(awaited);
+                    return (used, Next::Wait);
                 }
-                continue;
             }
-            let request = match nbd::parse(rest, self.agreed.extended) {
-                Parsed::NeedMore => return (used, Next::Read(0)),
-                Parsed::Fatal(why) => return (used, Next::Close(why)),
-                Parsed::Request(request) => request,
+            if self.large.is_none() && !self.has_room(pool) {
+                return (used, Next::Wait);
+            }
+            let patient = self.is_desperate() && !pool.set_patient(true);
+            let done = self.next_step(pool, metrics, rest, out, waits);
+            if self.stalled.is_some() && self.large.is_none() {
+                self.look_ahead(pool, rest);
+            }
+            if patient {
+                pool.set_patient(false);
+            }
+            match done {
+                Step::On(n, cost) => (used, spent) = (used + n, spent + cost),
+                Step::Over(n, next) => return (used + n, next),
+            }
+        }
+    }
+
+    /// Carries out the request in turn, or the next piece of it.
+    fn next_step(
+        &mut self,
+        pool: &mut Pool,
+        metrics: &mut Metrics,
+        rest: &[u8],
+        out: &mut Vec<u8>,
+        waits: &mut Vec<Wait>,
+    ) -> Step {
+        if let Some(large) = self.large.take() {
+            let cost = cost(large.piece_bytes());
+            return match self.piece(large, pool, metrics, rest, out, waits) {
+                Piece::More(n) | Piece::Over(n, _) => Step::On(n, cost),
+                Piece::Absent => Step::On(0, cost),
+                Piece::Need(whole) => Step::Over(0, Next::Read(whole)),
+                Piece::Broken => Step::Over(0, Next::Close(BROKEN)),
             };
-            if self.is_large(&request) {
-                used += request.header;
-                self.begin(request, metrics, out);
-                spent += 1;
-                continue;
+        }
+        let request = match nbd::parse(rest, self.agreed.extended) {
+            Parsed::NeedMore => return Step::Over(0, Next::Read(0)),
+            Parsed::Fatal(why) => return Step::Over(0, Next::Close(why)),
+            Parsed::Request(request) => request,
+        };
+        if self.is_large(&request) {
+            self.begin(request, metrics, out);
+            return Step::On(request.header, 1);
+        }
+        let whole = request.header + request.payload as usize;
+        let Some(payload) = rest.get(request.header..whole) else {
+            if request.command == Command::Write && self.bounds(&request).is_ok() {
+                let arrived = rest.get(request.header..).unwrap_or_default();
+                let len = u64::from(request.payload);
+                pool.write_ahead(self.view.volume, request.offset, len, arrived, &mut self.ahead);
             }
-            let whole = request.header + request.payload as usize;
-            let Some(payload) = rest.get(request.header..whole) else {
-                if request.command == Command::Write && self.bounds(&request).is_ok() {
-                    let arrived = rest.get(request.header..).unwrap_or_default();
-                    let len = u64::from(request.payload);
-                    pool.write_ahead(self.view.volume, request.offset, len, arrived, &mut self.ahead);
-                }
-                return (used, Next::Read(whole));
-            };
-            if request.command == Command::Disconnect {
-                return (used + whole, Next::Close("it said goodbye"));
+            return Step::Over(0, Next::Read(whole));
+        };
+        if request.command == Command::Disconnect {
+            if self.is_waiting() {
+                return Step::Over(0, Next::Wait);
             }
-            if request.command == Command::Write && !self.agreed.export.read_only {
-                let bytes = self.write_run(pool, metrics, rest, out, waits);
-                used += bytes;
-                spent += cost(bytes as u64) + bytes as u64 / (8 << 10);
-                continue;
+            return Step::Over(whole, Next::Close("it said goodbye"));
+        }
+        if request.command == Command::Write && !self.agreed.export.read_only {
+            let bytes = self.write_run(pool, metrics, rest, out, waits);
+            return Step::On(bytes, cost(bytes as u64) + bytes as u64 / (8 << 10));
+        }
+        match self.execute(pool, metrics, &request, payload, out, waits) {
+            Some(cost) => {
+                self.retried = None;
+                Step::On(whole, cost)
             }
-            used += whole;
-            spent += self.execute(pool, metrics, &request, payload, out, waits);
+            None => Step::On(0, 1),
         }
     }
 
@@ -182,7 +266,21 @@ impl Session {
             Kind::Payload => large.store(self, pool, metrics, input),
             Kind::Zeros => large.zero(self, pool, metrics),
         };
+        if matches!(piece, Piece::Absent) {
+            // A read can come in later, unless its answer has begun and must be told without a break.
+            if large.kind() == Kind::Data && !large.is_mid_answer(self) {
+                self.park(pool, What::Pieces(large));
+            } else {
+                self.stall(pool);
+                self.large = Some(large);
+            }
+            return piece;
+        }
+        if !matches!(piece, Piece::Need(_)) {
+            self.retried = None;
+        }
         match &piece {
+            Piece::Absent => {}
             Piece::Over(_, Some(Ok(request))) => self.done(out, request, waits),
             Piece::Over(_, Some(Err((request, errno, why)))) => self.fail(out, request, *errno, why),
             Piece::Over(_, None) | Piece::Broken => {}
@@ -191,7 +289,8 @@ impl Session {
         piece
     }
 
-    /// Carries out all complete writes at the front of `input` as one group.
+    /// Carries out all complete writes at the front of `input` as one group; returns the bytes used, 0 when
+    /// they have to wait.
     fn write_run(
         &mut self,
         pool: &mut Pool,
@@ -201,7 +300,7 @@ impl Session {
         waits: &mut Vec<Wait>,
     ) -> usize {
         const RUN_MAX: usize = 128;
-        let mut used = 0;
+        let (mut used, start, mut refused) = (0, out.len(), 0);
         let mut ahead = std::mem::take(&mut self.ahead);
         let mut requests: Vec<Request> = Vec::with_capacity(32);
         let mut data: Vec<(u64, &[u8])> = Vec::with_capacity(32);
@@ -214,7 +313,7 @@ impl Session {
             used += whole;
             if let Err((errno, why)) = self.bounds(&request) {
                 self.fail(out, &request, errno, why);
-                metrics.errors += 1;
+                refused += 1;
                 // What is ahead may have been this one's.
                 ahead = Ahead::default();
                 continue;
@@ -222,37 +321,47 @@ impl Session {
             data.push((request.offset, payload));
             requests.push(request);
         }
-        metrics.requests[1] += requests.len() as u64;
-        metrics.written_bytes += data.iter().map(|(_, d)| d.len() as u64).sum::<u64>();
         let outcome = match data.as_slice() {
             &[(offset, piece)] => pool.write_arrived(self.view.volume, offset, piece, ahead),
             several => pool.write_many(self.view.volume, several),
         };
+        if outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::Absent) {
+            out.truncate(start);
+            self.stall(pool);
+            return 0;
+        }
+        self.retried = None;
+        metrics.errors += refused;
+        metrics.requests[1] += requests.len() as u64;
+        metrics.written_bytes += data.iter().map(|(_, d)| d.len() as u64).sum::<u64>();
         match outcome {
             Ok(()) => requests.iter().for_each(|request| self.done(out, request, waits)),
             Err(_) => {
                 // One by one, so that each reply says what became of its own request.
+                let patient = pool.set_patient(true);
                 for (request, piece) in requests.iter().zip(&data) {
                     match pool.write(self.view.volume, piece.0, piece.1) {
                         Ok(()) => self.done(out, request, waits),
                         Err(e) => self.fail_with(out, metrics, request, &e),
                     }
                 }
+                pool.set_patient(patient);
             }
         }
         used
     }
 
-    /// Carries out one request that is not a write; returns its cost.
+    /// Carries out one request that is not a write; returns its cost, or `None` when it and those behind it have
+    /// to wait.
     fn execute(
-        &self,
+        &mut self,
         pool: &mut Pool,
         metrics: &mut Metrics,
         request: &Request,
         payload: &[u8],
         out: &mut Vec<u8>,
         waits: &mut Vec<Wait>,
-    ) -> u64 {
+    ) -> Option<u64> {
         let kind = match request.command {
             Command::Read => 0,
             Command::Write => 1,
@@ -260,51 +369,93 @@ impl Session {
             Command::Flush => 3,
             _ => 4,
         };
-        metrics.requests[kind] += 1;
         if let Err((errno, why)) = self.bounds(request) {
+            metrics.requests[kind] += 1;
             metrics.errors += 1;
             self.fail(out, request, errno, why);
-            return 1;
+            return Some(1);
         }
         let volume = self.view.volume;
+        let mut spent = CHANGE_COST;
         let result = match request.command {
-            Command::Read => {
-                metrics.read_bytes += request.length;
-                self.read(pool, metrics, request, out);
-                return cost(request.length);
-            }
-            Command::BlockStatus => {
-                self.block_status(pool, metrics, request, payload, out);
-                return STATUS_COST;
+            Command::Read | Command::BlockStatus => {
+                if !self.answer(pool, metrics, request, payload, out) {
+                    if !payload.is_empty() {
+                        self.stall(pool);
+                        return None;
+                    }
+                    self.park(pool, What::Whole(*request));
+                }
+                metrics.requests[kind] += 1;
+                return Some(if request.command == Command::Read { cost(request.length) } else { STATUS_COST });
             }
             Command::Flush => {
                 waits.push(Wait { cookie: request.cookie, offset: request.offset });
-                return 1;
+                Ok(None)
             }
-            Command::Trim => pool.trim(volume, request.offset, request.length),
+            Command::Trim => pool.trim(volume, request.offset, request.length).map(Some),
             Command::WriteZeroes => {
                 let store = request.flags & nbd::FLAG_NO_HOLE != 0;
                 if store && request.flags & nbd::FLAG_FAST_ZERO != 0 {
                     self.fail(out, request, Errno::NotSup, STORED_ZEROS_ARE_SLOW);
-                    return 1;
+                    Ok(None)
+                } else {
+                    if store {
+                        spent += cost(request.length);
+                    }
+                    pool.write_zeroes(volume, request.offset, request.length, store).map(Some)
                 }
-                pool.write_zeroes(volume, request.offset, request.length, store)
             }
             // Everything is served from the kernel's cache on the first read anyway.
             Command::Cache => {
                 self.ok(out, request.cookie, request.offset);
-                return 1;
+                Ok(None)
             }
             Command::Write | Command::Disconnect | Command::Unknown(_) => {
                 self.fail(out, request, Errno::Inval, "unknown command");
-                return 1;
+                Ok(None)
             }
         };
+        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Absent) {
+            self.stall(pool);
+            return None;
+        }
+        metrics.requests[kind] += 1;
         match result {
-            Ok(()) => self.done(out, request, waits),
+            Ok(None) => return Some(1),
+            Ok(Some(())) => self.done(out, request, waits),
             Err(e) => self.fail_with(out, metrics, request, &e),
         }
-        CHANGE_COST
+        Some(spent)
+    }
+
+    /// Answers a request that changes nothing; `false` when it has to wait.
+    fn answer(
+        &self,
+        pool: &mut Pool,
+        metrics: &mut Metrics,
+        request: &Request,
+        payload: &[u8],
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let start = out.len();
+        let outcome = if request.command == Command::Read {
+            self.read(pool, request, out)
+        } else {
+            self.block_status(pool, request, payload, out)
+        };
+        match outcome {
+            Ok(()) if request.command == Command::Read => metrics.read_bytes += request.length,
+            Ok(()) => {}
+            Err(e) => {
+                out.truncate(start);
+                if e.kind() == ErrorKind::Absent {
+                    return false;
+                }
+                self.fail_with(out, metrics, request, &e);
+            }
+        }
+        true
     }
 
     /// What is wrong with a request, if anything.
@@ -347,10 +498,10 @@ impl Session {
         }
     }
 
-    fn read(&self, pool: &mut Pool, metrics: &mut Metrics, request: &Request, out: &mut Vec<u8>) {
+    fn read(&self, pool: &mut Pool, request: &Request, out: &mut Vec<u8>) -> blockstore::Result<()> {
         const HOLES_FROM: u64 = 64 << 10;
-        let (start, at, length) = (out.len(), request.offset, request.length);
-        let outcome = if length == 0 && self.agreed.structured {
+        let (at, length) = (request.offset, request.length);
+        if length == 0 && self.agreed.structured {
             nbd::none(out, self.agreed.extended, request.cookie, at);
             Ok(())
         } else if length >= HOLES_FROM && self.chunked(request) {
@@ -358,10 +509,6 @@ impl Session {
         } else {
             self.whole_header(request, out);
             self.read_bytes(pool, at, length as usize, out)
-        };
-        if let Err(e) = outcome {
-            out.truncate(start);
-            self.fail_with(out, metrics, request, &e);
         }
     }
 
@@ -383,11 +530,16 @@ impl Session {
     }
 
     /// The sync that a reply waited for is over.
-    pub fn synced(&self, out: &mut Vec<u8>, wait: Wait, failure: Option<&str>) {
+    pub fn synced(&mut self, out: &mut Vec<u8>, wait: Wait, failure: Option<&str>) {
+        // An answer that is told in one piece takes several turns: what comes up meanwhile follows it.
+        let mid_answer = self.large.as_ref().is_some_and(|large| large.is_mid_answer(self));
+        let mut late = std::mem::take(&mut self.late);
+        let to = if mid_answer { &mut late } else { out };
         match failure {
-            None => self.ok(out, wait.cookie, wait.offset),
-            Some(why) => self.refuse(out, wait.cookie, wait.offset, Errno::Io, why),
+            None => self.ok(to, wait.cookie, wait.offset),
+            Some(why) => self.refuse(to, wait.cookie, wait.offset, Errno::Io, why),
         }
+        self.late = late;
     }
 
     /// The session is ended by the server: what `waits` for a sync, and every request in `input` that was not
@@ -399,6 +551,9 @@ impl Session {
         }
         for wait in waits {
             self.refuse(out, wait.cookie, wait.offset, Errno::Shutdown, WHY);
+        }
+        for parked in &self.parked {
+            self.fail(out, parked.what.request(), Errno::Shutdown, WHY);
         }
         let mut rest = input;
         while let Parsed::Request(request) = nbd::parse(rest, self.agreed.extended) {

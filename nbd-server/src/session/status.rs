@@ -8,7 +8,6 @@
 //! Not here: finding extents (`blockstore`).
 
 use super::Session;
-use crate::metrics::Metrics;
 use crate::nbd::limits::EXTENTS_MAX;
 use crate::nbd::{self, Errno, MetaContext, Request, StatusFilter};
 use blockstore::{CheckpointName, Error, ErrorKind, Extent, Pool};
@@ -33,41 +32,39 @@ impl Session {
     pub(super) fn block_status(
         &self,
         pool: &mut Pool,
-        metrics: &mut Metrics,
         request: &Request,
         payload: &[u8],
         out: &mut Vec<u8>,
-    ) {
-        let start = out.len();
+    ) -> blockstore::Result<()> {
         let chosen = self.chosen(request, payload).map_err(|why| (Errno::Inval, why)).and_then(|(length, ids)| {
             let range = Request { length, ..*request };
             self.range(&range).map(|()| (range, ids))
         });
         let (range, ids) = match chosen {
             Ok(found) if found.0.length > 0 => found,
-            Ok(_) => return self.fail(out, request, Errno::Inval, "the range is empty"),
-            Err((errno, why)) => return self.fail(out, request, errno, why),
+            Ok(_) => {
+                self.fail(out, request, Errno::Inval, "the range is empty");
+                return Ok(());
+            }
+            Err((errno, why)) => {
+                self.fail(out, request, errno, why);
+                return Ok(());
+            }
         };
         for (i, id) in ids.iter().enumerate() {
             let Some(context) = self.agreed.contexts.get(*id as usize - 1) else { continue };
-            match self.extents(pool, context, &range) {
-                Ok(extents) => {
-                    // base:allocation: a hole that reads as zeros is 3; changed-since: 1 marks a change.
-                    let allocation = *context == MetaContext::Allocation;
-                    let flags = |hole| match (allocation, hole) {
-                        (true, true) => 3,
-                        (false, false) => 1,
-                        _ => 0,
-                    };
-                    let (done, extended) = (i + 1 == ids.len(), self.agreed.extended);
-                    nbd::block_status(out, extended, request.cookie, request.offset, *id, &extents, flags, done);
-                }
-                Err(e) => {
-                    out.truncate(start);
-                    return self.fail_with(out, metrics, request, &e);
-                }
-            }
+            let extents = self.extents(pool, context, &range)?;
+            // base:allocation: a hole that reads as zeros is 3; changed-since: 1 marks a change.
+            let allocation = *context == MetaContext::Allocation;
+            let flags = |hole| match (allocation, hole) {
+                (true, true) => 3,
+                (false, false) => 1,
+                _ => 0,
+            };
+            let (done, extended) = (i + 1 == ids.len(), self.agreed.extended);
+            nbd::block_status(out, extended, request.cookie, request.offset, *id, &extents, flags, done);
         }
+        Ok(())
     }
 
     fn extents(&self, pool: &mut Pool, context: &MetaContext, range: &Request) -> blockstore::Result<Vec<Extent>> {

@@ -216,6 +216,7 @@ impl Harness {
             self.check();
             match next {
                 Next::Send | Next::Yield => {}
+                Next::Wait => panic!("nothing here can be absent"),
                 Next::Read(whole) => {
                     assert!(whole <= (1 << 20) + 32, "the server wants {whole} bytes at once");
                     return true;

@@ -14,7 +14,7 @@ const THEIRS: u64 = 64 << 20;
 pub type Attack = fn(&Path, &AtomicBool);
 
 /// All attacks, by name.
-pub const ATTACKS: [(&str, Attack); 11] = [
+pub const ATTACKS: [(&str, Attack); 12] = [
     ("rubbish", rubbish),
     ("half a request", half_a_request),
     ("4 GiB option", giant_option),
@@ -26,6 +26,7 @@ pub const ATTACKS: [(&str, Attack); 11] = [
     ("floods of small requests", floods),
     ("vanishing writers", vanishing),
     ("storers of zeros", zeros),
+    ("storers of data", data),
 ];
 
 fn connect(socket: &Path) -> Option<UnixStream> {
@@ -209,5 +210,33 @@ pub fn zeros(socket: &Path, stop: &AtomicBool) {
             let _ = stream.write_all(&wire::request(ZEROES, NO_HOLE, 1, THEIRS, 128 << 20));
         }
         let _ = stream.read(&mut [0; 64]);
+    }
+}
+
+/// Writes 32 MiB at a time as fast as it is taken.
+pub fn data(socket: &Path, stop: &AtomicBool) {
+    const BYTES: u32 = 32 << 20;
+    let Some(mut stream) = inside(socket) else { return };
+    let mut noise = 1u64;
+    let payload: Vec<u8> = (0..1 << 20)
+        .map(|_| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 33) as u8
+        })
+        .collect();
+    let mut place = 0;
+    while go_on(stop) {
+        place = (place + 1) % 4;
+        if stream.write_all(&wire::request(WRITE, 0, place, THEIRS + place * u64::from(BYTES), BYTES)).is_err() {
+            return;
+        }
+        for _ in 0..BYTES >> 20 {
+            if !go_on(stop) || stream.write_all(&payload).is_err() {
+                return;
+            }
+        }
+        if stream.read(&mut [0; 64]).is_err() {
+            return;
+        }
     }
 }

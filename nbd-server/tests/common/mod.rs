@@ -3,11 +3,12 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod attack;
+pub mod far;
 pub mod honest;
 pub mod wire;
 
-use blockstore::PoolOptions;
-use nbd_server::{open_pool, Listen, Server, ServerOptions, Stopper, Tls};
+use blockstore::{Pool, PoolOptions};
+use nbd_server::{open_pool, Listen, PoolLock, Server, ServerOptions, Stopper, Tls};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -39,9 +40,21 @@ impl Daemon {
         let (lock, mut pool, _) = open_pool(&folder.path().join("pool"), true, PoolOptions::default()).expect("a pool");
         let (_, job) = pool.create_volume("disk", DISK_BYTES).expect("a volume");
         pool.finish(job).expect("a durable volume");
+        Self::serve(folder, lock, pool, tcp, tls)
+    }
+
+    /// Serves a pool that lies in `folder`, in `pool`.
+    pub fn serve(
+        folder: tempfile::TempDir,
+        lock: PoolLock,
+        pool: Pool,
+        tcp: &[&str],
+        tls: Option<Tls>,
+    ) -> io::Result<Self> {
         let mut listen = vec![Listen::Unix(folder.path().join("nbd.sock"))];
         listen.extend(tcp.iter().map(|address| Listen::Tcp((*address).to_owned())));
-        let options = ServerOptions { folder: folder.path().join("pool"), control: None, listen, spares: 0, tls };
+        let (pool_folder, lag) = (folder.path().join("pool"), nbd_server::LAG);
+        let options = ServerOptions { folder: pool_folder, control: None, listen, spares: 0, tls, lag, counted: None };
         let server = Server::new(pool, options)?;
         let (stopper, tcp) = (server.stopper(), server.addresses());
         let thread = std::thread::spawn(move || {
