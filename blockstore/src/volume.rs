@@ -255,7 +255,9 @@ impl Pool {
             return Ok(());
         }
         let name = self.volume(view.volume).map_or("(deleted)", |v| v.name.as_str());
-        Err(Error::corrupt(format!("volume {name:?} block {block}: the data at {addr} is damaged (checksum mismatch)")))
+        let object = self.segments.object_of(addr).map(|key| format!(" in object {key}")).unwrap_or_default();
+        let text = format!("volume {name:?} block {block}: the data at {addr}{object} is damaged (checksum mismatch)");
+        Err(Error::corrupt(text))
     }
 
     /// Writes `data` at `offset`. Each piece of up to 1 MiB is all-or-nothing after a crash; it is

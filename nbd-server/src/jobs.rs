@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stack of a worker.
-const STACK_BYTES: usize = 512 << 10;
+/// Stack of a worker. A request to S3 takes hundreds of KiB; what is not used is only address space.
+const STACK_BYTES: usize = 2 << 20;
 /// Objects that are put at the same time: each is up to 32 MiB in memory, and what it is compressed to.
 const PUTS_AT_ONCE: usize = 4;
 
@@ -177,7 +177,7 @@ impl Workers {
         for _ in 0..FETCHERS {
             let (receive, report) = (receive.clone(), self.reporter());
             let next = move || receive.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let fetcher = thread::Builder::new().name("cairn-fetch".to_owned()).stack_size(256 << 10);
+            let fetcher = thread::Builder::new().name("cairn-fetch".to_owned()).stack_size(STACK_BYTES);
             let started = fetcher.spawn(move || {
                 while let Ok(job) = next() {
                     let outcome = fetch(&job);

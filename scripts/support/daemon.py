@@ -25,12 +25,13 @@ def build():
 class Daemon:
     """`cairn serve` on a pool below `folder`, on a Unix socket and, if asked, a loopback port."""
 
-    def __init__(self, folder, tcp=False, binary=None):
+    def __init__(self, folder, tcp=False, binary=None, name="pool"):
         self.binary = binary or build()
         self.folder = folder
-        self.pool = folder / "pool"
-        self.socket = folder / "nbd.sock"
-        self.log = folder / "daemon.log"
+        self.pool = folder / name
+        self.socket = folder / f"{name}.nbd"
+        self.log = folder / f"{name}.log"
+        self.more, self.environment = [], {}
         self.port = free_port() if tcp else None
         self.process = None
         self.more = []
@@ -42,7 +43,9 @@ class Daemon:
             listen += ["--nbd", f"tcp:127.0.0.1:{self.port}"]
         command = [self.binary, "serve", "--pool", str(self.pool), *listen, *self.more]
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **self.environment}
+            )
         deadline = time.monotonic() + START_S
         while not self.listens():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -67,6 +70,12 @@ class Daemon:
         status = end(process)
         if status != 0:
             raise Failed(f"the daemon ended with status {status}:\n{tail(self.log)}")
+
+    def kill(self):
+        """Ends the daemon as the loss of its host would."""
+        process, self.process = self.process, None
+        process.kill()
+        process.wait()
 
     def cairn(self, *words):
         """Runs a `cairn` command on the pool; returns its answer."""

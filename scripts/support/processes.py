@@ -61,6 +61,18 @@ def shown(words):
 
 
 @contextmanager
+def child(*command):
+    """A program that serves for as long as the `with` block holds its standard input."""
+    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        end(process)
+        process.stdout.close()
+
+
+@contextmanager
 def scratch():
     """A temporary folder with a short name (socket paths are bounded), removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="cairn-"))

@@ -148,6 +148,11 @@ impl Segments {
         Ok(self.handle(id)?.file)
     }
 
+    /// The key of the object that `addr` is read from, if it is not read from a file.
+    pub fn object_of(&self, addr: SlotAddr) -> Option<String> {
+        self.elsewhere(addr.segment()).ok()??.key_of(addr)
+    }
+
     /// Where to read a segment whose file is not here; `None` for one that is.
     fn elsewhere(&self, id: SegmentId) -> Result<Option<&Remote>> {
         if self.handles.borrow().contains_key(&id) || self.table.get(id).is_none_or(|s| s.place == Place::Here) {

@@ -169,6 +169,11 @@ impl Remote {
         part.ok_or_else(|| Error::corrupt(format!("no object is known to hold {addr}")))
     }
 
+    /// The key of the object that holds `addr`.
+    pub fn key_of(&self, addr: SlotAddr) -> Option<String> {
+        self.part(addr).ok().map(|part| part.object.key())
+    }
+
     /// The pieces wanted and under way.
     pub fn wants(&self) -> RefMut<'_, Wants> {
         self.wants.borrow_mut()
@@ -357,7 +362,10 @@ impl Remote {
     pub fn map_page(&self, addr: SlotAddr) -> Result<Box<[u8; BLOCK]>> {
         let mut block = Box::new([0; BLOCK]);
         self.slots(addr, &mut block[..])?;
-        page::verify(&block[..], self.original(addr))?;
+        page::verify(&block[..], self.original(addr)).map_err(|e| {
+            let key = self.key_of(addr).unwrap_or_default();
+            Error::new(e.kind(), format!("object {key}: {e}"))
+        })?;
         let shift = self.shift(addr.segment());
         if shift != 0 {
             page::shift(&mut block[..], u64::from(shift) << SLOT_BITS)?;

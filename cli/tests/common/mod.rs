@@ -2,7 +2,13 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod history;
 pub mod ledger;
+#[path = "../../../nbd-server/tests/common/moto.rs"]
+pub mod moto;
+#[path = "../../../nbd-server/src/testing/slow_proxy.rs"]
+pub mod slow_proxy;
+pub mod tier;
 #[path = "../../../nbd-server/tests/common/wire.rs"]
 pub mod wire;
 
@@ -21,6 +27,8 @@ pub const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
 pub struct Pool {
     pub folder: tempfile::TempDir,
     pub daemon: Option<Child>,
+    /// What commands and daemons find in their environment besides.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 /// Runs `script` as root of its own mounts; `$POOL` is the pool, `$CAIRN` the command. Not every
@@ -36,7 +44,7 @@ pub fn in_own_mounts(pool: &Pool, script: &str) -> Command {
 
 impl Pool {
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder"), daemon: None }
+        Self { folder: tempfile::tempdir().expect("a folder"), daemon: None, environment: Vec::new() }
     }
 
     /// A pool with a daemon and a volume `disk` of 64 MiB.
@@ -93,6 +101,7 @@ impl Pool {
     pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(CAIRN);
         command.args(args).env("CAIRN_POOL", self.pool()).env_remove("CAIRN_LOG").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -54,6 +54,31 @@ enum Then {
     Gone(u64, String),
 }
 
+/// What flushes of a volume have seen.
+struct Reached {
+    /// When they found it at which number.
+    seen: VecDeque<(Instant, Lsn)>,
+    /// All before this was seen longer ago than the volume may lag behind.
+    due: Lsn,
+}
+
+impl Reached {
+    fn new() -> Self {
+        Self { seen: VecDeque::new(), due: Lsn(0) }
+    }
+
+    /// A flush finds the volume at `changed`; what has to be in the store before it is answered.
+    fn flush(&mut self, changed: Lsn, now: Instant, lag: Duration) -> Lsn {
+        if self.seen.back().is_none_or(|(_, lsn)| *lsn < changed) {
+            self.seen.push_back((now, changed));
+        }
+        while let Some((_, lsn)) = self.seen.pop_front_if(|(at, _)| now.duration_since(*at) >= lag) {
+            self.due = lsn;
+        }
+        self.due
+    }
+}
+
 /// The daemon's work for its object store.
 pub(super) struct Tier {
     /// Between the beginnings of two rounds: half the lag that is allowed.
@@ -68,8 +93,8 @@ pub(super) struct Tier {
     waits: Vec<Wait>,
     told: Instant,
     polled: Instant,
-    /// When flushes of each volume found it at which number, for volumes that may lag behind by a bounded time.
-    reached: BTreeMap<VolumeId, VecDeque<(Instant, Lsn)>>,
+    /// Of volumes that may lag behind by a bounded time.
+    reached: BTreeMap<VolumeId, Reached>,
     swept: Instant,
     fenced: Vec<VolumeId>,
 }
@@ -117,16 +142,8 @@ impl Tier {
             Durability::Remote => return Some(changed),
             Durability::Bounded { ms } => ms,
         };
-        let now = Instant::now();
-        let reached = self.reached.entry(volume).or_default();
-        if reached.back().is_none_or(|(_, lsn)| *lsn < changed) {
-            reached.push_back((now, changed));
-        }
-        let mut due = None;
-        while reached.front().is_some_and(|(at, _)| at.elapsed() >= Duration::from_millis(ms.into())) {
-            due = reached.pop_front().map(|(_, lsn)| lsn);
-        }
-        due
+        let reached = self.reached.entry(volume).or_insert_with(Reached::new);
+        Some(reached.flush(changed, Instant::now(), Duration::from_millis(ms.into())))
     }
 }
 
@@ -464,5 +481,22 @@ impl Server {
                 "the pool has no object store: start the daemon with --object-store URL",
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The second of two flushes that come together waits for what the first waits for.
+    #[test]
+    fn what_is_due_stays_due() {
+        let (mut reached, begin, lag) = (Reached::new(), Instant::now(), Duration::from_millis(500));
+        let at = |ms| begin + Duration::from_millis(ms);
+        assert_eq!(reached.flush(Lsn(10), at(0), lag), Lsn(0));
+        assert_eq!(reached.flush(Lsn(20), at(400), lag), Lsn(0));
+        assert_eq!(reached.flush(Lsn(30), at(600), lag), Lsn(10));
+        assert_eq!(reached.flush(Lsn(30), at(601), lag), Lsn(10));
+        assert_eq!(reached.flush(Lsn(40), at(900), lag), Lsn(20));
     }
 }
