@@ -97,7 +97,7 @@ impl Pool {
 
     /// Deletes a volume and its checkpoints; what forks share stays with them.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<FlushJob> {
-        self.volume(id)?;
+        self.leaves_no_orphan(id)?;
         self.log_with_reserve(POOL_STREAM, vec![Record::DeleteVolume { id }])?;
         self.flush_job(POOL_STREAM)
     }

@@ -419,6 +419,11 @@ impl Pool {
             (chain.standing, chain.number, chain.epoch) = (Standing::Owned, manifest.number, manifest.epoch + 1);
             return Ok(());
         }
+        if manifest.maker == pool_id && manifest.volume == id {
+            // Whoever has the volume now: this says where what was given up here lies.
+            self.adopt(&manifest);
+        }
+        let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
         if manifest.pool == pool_id && manifest.maker != pool_id {
             // Nothing was promised for it yet: it is as if it had not begun, and can be done again.
             chain.standing = Standing::Interrupted;
@@ -446,9 +451,7 @@ impl Pool {
         chain.number = manifest.number;
         chain.epoch = manifest.epoch;
         chain.cut = manifest.cut;
-        let manifest = Arc::new(*manifest);
-        chain.last = Some(manifest.clone());
-        self.adopt(&manifest);
+        chain.last = Some(Arc::new(*manifest));
         Ok(())
     }
 
@@ -457,7 +460,8 @@ impl Pool {
         let next = self.next_lsn;
         if let Some(tier) = &mut self.tier {
             tier.structure = next;
-            // Of some the replay has brought the creation.
+            // Of some the replay has brought the creation, of others the end.
+            tier.chains.retain(|id, _| self.volumes.contains_key(id));
             self.volumes.keys().for_each(|id| drop(tier.chains.entry(*id).or_insert_with(|| Chain::new(next))));
             tier.chains.values_mut().for_each(|chain| chain.changed = next);
         }

@@ -1,7 +1,7 @@
 //! Segment files: names, open handles, and reading slots with their checksums verified.
 
 use super::remote::Remote;
-use super::table::SegmentTable;
+use super::table::{Segment, SegmentTable};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page;
@@ -149,7 +149,9 @@ impl Segments {
 
     /// Where to read a segment whose file is not here; `None` for one that is.
     fn elsewhere(&self, id: SegmentId) -> Result<Option<&Remote>> {
-        if self.handles.borrow().contains_key(&id) || self.table.get(id).is_none_or(|s| s.place == Place::Here) {
+        // What is given up is read here until its file is gone.
+        let is_here = |s: &Segment| s.place == Place::Here || s.place == Place::Store && s.stored > 0;
+        if self.handles.borrow().contains_key(&id) || self.table.get(id).is_none_or(is_here) {
             return Ok(None);
         }
         let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);

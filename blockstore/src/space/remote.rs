@@ -95,6 +95,15 @@ impl std::fmt::Debug for Fetched {
 impl FetchJob {
     /// Fetches; blocks.
     pub fn run(&self) -> Result<Fetched> {
+        let fetched = self.fetch();
+        if fetched.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corrupt) {
+            // It may have been damaged on its way, or in a cache: the next try is a fresh one.
+            self.store.distrust(&self.object.key());
+        }
+        fetched
+    }
+
+    fn fetch(&self) -> Result<Fetched> {
         let key = self.object.key();
         let get = |offset, len: u64| {
             let bytes = self.store.get(&key, Range::Part { offset, len });
@@ -163,6 +172,12 @@ impl Remote {
             wanted: RefCell::default(),
             reading_on: RefCell::new(Kept::new(OBJECT_DIRECTORIES_KEPT)),
         }
+    }
+
+    /// The same for another reader, who keeps what he reads for himself.
+    pub fn same(&self) -> Self {
+        let (objects, parts) = (self.objects.clone(), self.parts.clone());
+        Self { origins: self.origins.clone(), objects, parts, ..Self::new(self.store.clone()) }
     }
 
     /// The store.
