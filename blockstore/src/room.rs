@@ -3,7 +3,8 @@
 //! A pool may use so many bytes for its segments as it is told ([`Pool::set_local_limit`]), and never more than leaves
 //! a part of the disk free, the [`floor`]. Above a mark (7/8 of the bytes; twice the floor) segments are given up, the
 //! oldest first, down to a target (3/4; three times the floor); until that has helped, writers get, each time the
-//! owner looks, at most half of what is left to the limit, and then nothing.
+//! owner looks, at most half of what is left to the limit, and then nothing. Below the mark they get what is left to
+//! it, and the owner looks when that is used up: nobody is so fast as to run past the mark unseen.
 //!
 //! Invariants
 //!   * a segment is given up only when every slot that lives in it is named by the newest manifests of the volumes that
@@ -66,8 +67,10 @@ pub(crate) struct Room {
     bounds: Option<Bounds>,
     /// An anchor would help to give something up.
     wants_anchor: bool,
-    /// What writers may still take before they wait; `None`: as much as they like.
+    /// What writers may still take before the next look; `None`: as much as they like.
     credit: Option<u64>,
+    /// More than the mark was used at the last look.
+    above: bool,
 }
 
 impl Room {
@@ -171,13 +174,15 @@ impl Pool {
         }
         let homes = self.homes();
         let local = self.local_for(&homes);
-        let by_disk = self.disk.space().ok().flatten();
-        // What the disk allows counts only when that is near.
-        let by_disk = by_disk.map(|space| Bounds::of_disk(local.bytes, space));
-        let by_disk = by_disk.filter(|bounds| local.bytes >= bounds.mark);
-        let Some(bounds) = self.room.bounds.into_iter().chain(by_disk).reduce(Bounds::min) else { return };
-        self.room.bounds = Some(bounds);
-        if local.bytes < bounds.mark {
+        let by_disk = self.disk.space().ok().flatten().map(|space| Bounds::of_disk(local.bytes, space));
+        // What the disk allows is no bound before it is near.
+        let near = by_disk.filter(|bounds| local.bytes >= bounds.mark);
+        let told = self.room.bounds;
+        self.room.bounds = told.into_iter().chain(near).reduce(Bounds::min);
+        let Some(bounds) = told.into_iter().chain(by_disk).reduce(Bounds::min) else { return };
+        self.room.above = local.bytes >= bounds.mark;
+        if !self.room.above {
+            self.room.credit = hold.then(|| (bounds.mark - local.bytes).max(LOCAL_CREDIT_MIN));
             return;
         }
         let unsettled = |s: &Segment| s.kind == SegmentKind::Log && s.place == Place::Here && s.sealed && !s.settled;
@@ -191,6 +196,16 @@ impl Pool {
     /// Whether writers have to wait: the disk is about to be full of what is not in the object store yet.
     pub fn holds_writers(&self) -> bool {
         self.room.credit == Some(0) && self.poisoned.is_none()
+    }
+
+    /// Whether writers get less than they like, and may have to wait, since more than the mark is used.
+    pub fn slows_writers(&self) -> bool {
+        self.room.credit.is_some() && self.room.above
+    }
+
+    /// Whether a look is due at once: writers have taken all that there was below the mark.
+    pub fn must_look_at_room(&self) -> bool {
+        self.room.credit == Some(0) && !self.room.above
     }
 
     /// Marks the oldest segments as given up, as far as the limit asks for it. Their files go after the next anchor.

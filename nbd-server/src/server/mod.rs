@@ -15,13 +15,14 @@ mod conn;
 mod flush;
 mod listen;
 mod long;
+mod room;
 mod tier;
 mod turns;
 
 use crate::audits::AuditCall;
 use crate::jobs::Workers;
 use crate::metrics::Metrics;
-use crate::object::Counted;
+use crate::object::{CachedStore, Counted};
 use crate::poll::{self, Poll};
 use crate::tls::Tls;
 use accept::{CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
@@ -110,6 +111,8 @@ pub struct Server {
     audit: Option<AuditCall>,
     tier: Option<tier::Tier>,
     counted: Option<Counted>,
+    cache: Option<Arc<CachedStore>>,
+    room: room::Room,
     poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
@@ -155,6 +158,8 @@ impl Server {
         Ok(Self {
             tier,
             counted: options.counted,
+            cache: None,
+            room: room::Room::default(),
             pool,
             disk: Arc::new(OsDisk::new(&options.folder)),
             poll,

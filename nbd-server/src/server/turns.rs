@@ -124,6 +124,9 @@ impl Server {
     }
 
     fn transmit(&mut self, token: u64) {
+        if self.room.holds(token) {
+            return;
+        }
         let mut waits = Vec::new();
         let Some(conn) = self.conns.get_mut(&token) else { return };
         let Role::Session(session) = &mut conn.role else { return };
@@ -136,6 +139,7 @@ impl Server {
         match next {
             Next::Close(why) => (conn.closing, conn.why) = (true, why),
             Next::Read(whole) => make_room(conn, whole),
+            Next::Hold => self.room.hold(token),
             Next::Send | Next::Yield => {}
         }
         match self.pool.take_writeback(volume) {
@@ -173,7 +177,7 @@ impl Server {
             let why = conn.why;
             return self.close(token, why);
         }
-        let reads = !conn.closing && conn.waiting < WAITS_MAX;
+        let reads = !conn.closing && conn.waiting < WAITS_MAX && !self.room.holds(token);
         if conn.more && reads && !conn.yielded {
             conn.yielded = true;
             self.yielded.push_back(token);
@@ -202,6 +206,7 @@ impl Server {
     }
 
     pub(super) fn close(&mut self, token: u64, why: &str) {
+        self.room.left(token);
         if let Some(conn) = self.conns.remove(&token) {
             match &conn.role {
                 Role::Session(session) => info!(client = token, export = session.export(), why, "a client has gone"),

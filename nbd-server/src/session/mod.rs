@@ -33,6 +33,8 @@ pub enum Next {
     Send,
     /// Others first, then go on: the turn's work is done.
     Yield,
+    /// The next request is a write, and there is no room for it yet: go on when there is.
+    Hold,
     /// The client is done, or not a client: why.
     Close(&'static str),
 }
@@ -96,6 +98,9 @@ impl Session {
                 return (used, Next::Yield);
             }
             let rest = input.get(used..).unwrap_or_default();
+            if self.large.as_ref().is_some_and(|large| large.kind() != Kind::Data) && pool.holds_writers() {
+                return (used, Next::Hold);
+            }
             if let Some(large) = self.large.take() {
                 spent += cost(large.piece_bytes());
                 match self.piece(large, pool, metrics, rest, out, waits) {
@@ -110,6 +115,9 @@ impl Session {
                 Parsed::Fatal(why) => return (used, Next::Close(why)),
                 Parsed::Request(request) => request,
             };
+            if self.takes_room(&request) && pool.holds_writers() {
+                return (used, Next::Hold);
+            }
             if self.is_large(&request) {
                 used += request.header;
                 self.begin(request, metrics, out);
@@ -137,6 +145,16 @@ impl Session {
             used += whole;
             spent += self.execute(pool, metrics, &request, payload, out, waits);
         }
+    }
+
+    /// Whether a request stores blocks.
+    fn takes_room(&self, request: &Request) -> bool {
+        let stores = match request.command {
+            Command::Write => true,
+            Command::WriteZeroes => request.flags & nbd::FLAG_NO_HOLE != 0,
+            _ => false,
+        };
+        stores && !self.agreed.export.read_only
     }
 
     /// Starts a request that is carried out in pieces, or passes over its payload.
