@@ -325,6 +325,30 @@ fn a_store_that_does_not_answer_is_named_and_heals() {
     host.verify("it answers again");
 }
 
+/// A block that is damaged here is read from the store, and nothing else is when that does not answer.
+#[test]
+fn what_is_damaged_here_is_read_there() {
+    let store = SimStore::new(10);
+    let mut host = filled(&store);
+    let mut damaged = 0;
+    for name in host.disk.names().iter().filter(|name| name.starts_with("seg-")) {
+        host.disk.edit(name, |bytes| {
+            let data =
+                bytes.chunks_exact_mut(BLOCK).filter(|block| block[1..].iter().all(|b| *b == block[0] && *b != 0));
+            data.for_each(|block| {
+                block[77] ^= 1;
+                damaged += 1;
+            });
+        });
+    }
+    assert!(damaged > 100, "{damaged}");
+    store.cut_off("host");
+    let e = host.contents("disk", None).unwrap_err();
+    assert!(e.kind() == ErrorKind::Corrupt && e.to_string().contains("damaged"), "{e}");
+    store.resume("host");
+    host.verify("from the store");
+}
+
 #[test]
 fn what_is_not_in_the_store_is_not_given_up() {
     let store = SimStore::new(6);

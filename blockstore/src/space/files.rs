@@ -187,6 +187,18 @@ impl Segments {
         file.read_onto(out, count * BLOCK, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
     }
 
+    /// Fills `block` with the copy that the object store has of a slot whose file is here; `false` if it has none, or
+    /// none that can be had. Its checksum is not verified here.
+    pub fn read_copy(&self, addr: SlotAddr, block: &mut [u8]) -> Result<bool> {
+        let is_here = self.table.get(addr.segment()).is_some_and(|segment| segment.place == Place::Here);
+        let Some(remote) = self.remote.as_ref().filter(|remote| is_here && remote.has(addr)) else { return Ok(false) };
+        match remote.slots(addr, block) {
+            // It has to be fetched first.
+            Err(e) if e.kind() == ErrorKind::Absent => Err(e),
+            outcome => Ok(outcome.is_ok()),
+        }
+    }
+
     /// The recorded checksum of a data slot.
     pub fn crc(&self, addr: SlotAddr, cache: &mut PageCache) -> Result<u32> {
         let missing = || Error::corrupt(format!("no checksum is recorded for {addr}"));

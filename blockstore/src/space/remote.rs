@@ -201,6 +201,11 @@ impl Remote {
         SlotAddr(addr.0 - (u64::from(self.shift(addr.segment())) << SLOT_BITS))
     }
 
+    /// Whether an object is known to hold a slot.
+    pub fn has(&self, addr: SlotAddr) -> bool {
+        self.part(addr).is_ok()
+    }
+
     fn part(&self, addr: SlotAddr) -> Result<&Part> {
         let parts = self.parts.get(&addr.segment()).map_or(&[][..], Vec::as_slice);
         let part = parts.iter().find(|part| (part.first..part.end).contains(&addr.slot()));
