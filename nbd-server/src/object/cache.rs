@@ -55,11 +55,13 @@ pub struct CacheCounts {
 /// Names a part: object, offset, length.
 type Key = (Arc<str>, u64, u64);
 
+/// The slots of a part, each with the checksum of what it holds.
+type Slots = Arc<[(u32, u32)]>;
+
 /// A part in the file.
 struct Entry {
     key: Key,
-    /// Its slots, each with the checksum of what it holds.
-    slots: Arc<[(u32, u32)]>,
+    slots: Slots,
     reads: u8,
 }
 
@@ -106,7 +108,7 @@ impl Index {
     }
 
     /// The part that holds `len` bytes from `offset`: its number, slots and offset.
-    fn find(&mut self, key: &str, offset: u64, len: u64) -> Option<(u64, Arc<[(u32, u32)]>, u64)> {
+    fn find(&mut self, key: &str, offset: u64, len: u64) -> Option<(u64, Slots, u64)> {
         let end = offset.checked_add(len)?;
         let object: Arc<str> = key.into();
         let first = (object.clone(), offset.saturating_sub(PART_BYTES_MAX), 0);
@@ -138,11 +140,7 @@ impl Index {
     /// Makes room; `false` when nothing is left that could give way.
     fn evict(&mut self) -> bool {
         let is_full = self.short_slots * 10 >= self.slots as usize * SHORT_TENTHS;
-        if is_full || self.long.is_empty() {
-            self.evict_short() || self.evict_long()
-        } else {
-            self.evict_long() || self.evict_short()
-        }
+        (is_full && self.evict_short()) || self.evict_long() || self.evict_short()
     }
 
     fn evict_short(&mut self) -> bool {

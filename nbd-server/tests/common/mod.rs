@@ -41,7 +41,15 @@ impl Daemon {
         pool.finish(job).expect("a durable volume");
         let mut listen = vec![Listen::Unix(folder.path().join("nbd.sock"))];
         listen.extend(tcp.iter().map(|address| Listen::Tcp((*address).to_owned())));
-        let options = ServerOptions { folder: folder.path().join("pool"), control: None, listen, spares: 0, tls };
+        let options = ServerOptions {
+            folder: folder.path().join("pool"),
+            control: None,
+            listen,
+            spares: 0,
+            tls,
+            lag: nbd_server::LAG,
+            counted: None,
+        };
         let server = Server::new(pool, options)?;
         let (stopper, tcp) = (server.stopper(), server.addresses());
         let thread = std::thread::spawn(move || {
