@@ -43,6 +43,39 @@ fn write_patiently(mut client: UnixStream) {
     flush(&mut client);
 }
 
+/// A write that was read whole is carried out and answered although there is no room for it.
+#[test]
+fn a_daemon_that_ends_answers_whom_it_holds() {
+    let mut pool = Pool::new();
+    let (store, away) = (pool.path("store"), pool.path("away"));
+    fs::create_dir(&store).expect("a folder");
+    start(&mut pool, &store);
+    pool.json(&["volume", "create", "disk", "--size", "1G"]);
+    pool.json(&["volume", "sync", "disk"]);
+    fs::rename(&store, &away).expect("the store is away");
+    let mut client = pool.nbd("disk");
+    let data = noise(1, 64 << 10);
+    let mut sent = 0;
+    client.set_read_timeout(Some(Duration::from_secs(1))).expect("a time limit");
+    loop {
+        let mut bytes = wire::request(wire::WRITE, 0, 1, sent * data.len() as u64, data.len() as u32);
+        bytes.extend(&data);
+        client.write_all(&bytes).expect("the daemon listens");
+        if wire::simple(&mut client, 1).is_err() {
+            break;
+        }
+        sent += 1;
+        assert!(sent < 4 * WRITTEN * 4, "it is held");
+    }
+    pool.signal(libc::SIGTERM);
+    client.set_read_timeout(Some(Duration::from_secs(10))).expect("a time limit");
+    assert_eq!(wire::simple(&mut client, 1).expect("a reply"), 0, "{}", pool.log());
+    assert!(pool.daemon.take().expect("a daemon").wait().expect("a child").success());
+    fs::rename(&away, &store).expect("the store is back");
+    start(&mut pool, &store);
+    assert!(read(&mut pool.nbd("disk"), sent * data.len() as u64, data.len()) == data);
+}
+
 #[test]
 fn writers_wait_for_the_store_and_what_is_given_up_is_read_there() {
     let mut pool = Pool::new();

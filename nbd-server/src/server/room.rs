@@ -18,6 +18,8 @@ use tracing::{info, warn};
 /// Between looks at the room while clients write, and while they do not.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOK_IDLE: Duration = Duration::from_secs(1);
+/// Looks take one part in so many of the time.
+const LOOK_SHARE: u32 = 50;
 /// For how long writers wait for a store that fails.
 const HELD_MAX: Duration = Duration::from_secs(300);
 /// Without a held writer for this long, the shortage is over.
@@ -30,6 +32,8 @@ pub(super) struct Room {
     /// Times that writers had to wait.
     times: u64,
     looked: Option<Instant>,
+    /// How long that took: with very many volumes it is rarer.
+    look_time: Duration,
     /// When writers were last held, while the shortage lasts.
     short: Option<Instant>,
     failing_since: Option<Instant>,
@@ -68,7 +72,7 @@ impl Server {
     pub(super) fn tend_room(&mut self) {
         let Some(tier) = &self.tier else { return };
         let busy = self.room.is_short() || self.written_seen.1.elapsed() < LOOK_IDLE;
-        let every = if busy { LOOK_EVERY } else { LOOK_IDLE };
+        let every = if busy { LOOK_EVERY } else { LOOK_IDLE }.max(self.room.look_time * LOOK_SHARE);
         if self.room.looked.is_some_and(|at| at.elapsed() < every) && !self.pool.must_look_at_room() {
             return;
         }
@@ -96,9 +100,19 @@ impl Server {
             warn!("the object store has failed for too long: writers go on until the disk is full");
         }
         self.room.gave_up = !patient;
-        if self.pool.holds_writers() {
-            return;
+        self.room.look_time = now.elapsed();
+        if !self.pool.holds_writers() {
+            self.resume_held();
         }
+    }
+
+    /// The daemon ends: what it has read is carried out, whatever the room.
+    pub(super) fn release_held(&mut self) {
+        self.pool.look_at_room(false);
+        self.resume_held();
+    }
+
+    fn resume_held(&mut self) {
         for token in std::mem::take(&mut self.room.held) {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
             if !conn.yielded {
