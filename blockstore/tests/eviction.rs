@@ -420,14 +420,11 @@ fn a_fork_keeps_what_it_shares_until_it_is_uploaded() {
     host.verify("both");
 }
 
-#[test]
-fn writers_wait_for_uploads_and_go_on_after_them() {
-    let store = SimStore::new(9);
-    let mut host = Host::new(&store, "host");
+/// Writes while the store is away, until writers are held; then it comes back.
+fn fill_and_upload(host: &mut Host, store: &SimStore, most: u64) {
+    const MIB: u64 = 1 << 20;
     host.create("disk");
     host.sync().unwrap();
-    const MIB: u64 = 1 << 20;
-    host.pool.set_local_limit(Some(80 * MIB));
     let id = host.id("disk");
     store.cut_off("host");
     let data = vec![7; MIB as usize];
@@ -436,14 +433,15 @@ fn writers_wait_for_uploads_and_go_on_after_them() {
     let (_, job) = host.pool.create_volume("big", 256 * MIB).unwrap();
     host.pool.finish(job).unwrap();
     let big = host.id("big");
-    while !host.pool.holds_writers() {
+    while !host.pool.holds_writers() || host.pool.must_look_at_room() {
         host.pool.write(big, written % (256 * MIB), &data).unwrap();
         written += MIB;
         host.pool.look_at_room(true);
         host.tend().unwrap();
-        assert!(written < 120 * MIB, "they are held");
+        assert!(written < most + most / 2, "they are held");
     }
-    assert!(host.pool.stats().stored <= 81 * MIB);
+    assert!(host.pool.stats().stored <= most + MIB, "{:?}", host.pool.stats());
+    assert!(written > most / 8 * 5, "{written}");
     // Others go on.
     host.pool.trim(id, 0, BLOCK as u64).unwrap();
     host.pool.flush(big).unwrap();
@@ -462,6 +460,23 @@ fn writers_wait_for_uploads_and_go_on_after_them() {
     }
     host.pool.look_at_room(true);
     assert!(!host.pool.holds_writers() && host.evicted() > 0);
+}
+
+#[test]
+fn writers_wait_for_uploads_and_go_on_after_them() {
+    let store = SimStore::new(9);
+    let mut host = Host::new(&store, "host");
+    host.pool.set_local_limit(Some(80 << 20));
+    fill_and_upload(&mut host, &store, 80 << 20);
+}
+
+/// Without a limit it is the disk's end that counts: a quarter of a small one is left free.
+#[test]
+fn a_disk_that_gets_full_is_a_limit_too() {
+    let store = SimStore::new(11);
+    let mut host = Host::new(&store, "host");
+    host.disk.set_total(128 << 20);
+    fill_and_upload(&mut host, &store, 96 << 20);
 }
 
 /// Everything at random, with deaths in between; whatever was done is there.
