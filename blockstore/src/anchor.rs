@@ -89,13 +89,15 @@ pub enum Victim {
     Remove(SegmentId),
     /// Little lives in it: pack the file.
     Pack(CompactJob),
+    /// All that lives in it is in the object store: remove the file.
+    GiveUp(SegmentId),
 }
 
 impl Victim {
     /// Its segment.
     pub fn id(&self) -> SegmentId {
         match self {
-            Self::Remove(id) => *id,
+            Self::Remove(id) | Self::GiveUp(id) => *id,
             Self::Pack(job) => job.id,
         }
     }
@@ -218,7 +220,8 @@ impl Pool {
     /// Whether it is time for an anchor.
     pub fn wants_anchor(&self) -> bool {
         let due = self.options.anchor_bytes.max(4 * self.anchors.bytes);
-        self.anchors.idle() && self.poisoned.is_none() && (self.anchors.log_bytes >= due || self.tier_wants_anchor())
+        let asked = self.tier_wants_anchor() || self.room.wants_anchor();
+        self.anchors.idle() && self.poisoned.is_none() && (self.anchors.log_bytes >= due || asked)
     }
 
     /// Whether an anchor would let the cleaner give back space, or save replay, though none is due.
@@ -235,6 +238,7 @@ impl Pool {
             self.anchors.no_space_at = (e.kind() == ErrorKind::NoSpace).then_some(self.anchors.log_bytes);
             return Err(e);
         }
+        self.give_up_segments();
         let upto = self.next_lsn;
         let mut files = std::mem::take(&mut self.anchors.extra_files);
         for stream in self.streams.values() {
@@ -280,6 +284,7 @@ impl Pool {
             return Err(error);
         }
         self.anchors.no_space_at = None;
+        self.room.anchored();
         self.anchors.sequence = job.sequence;
         self.anchors.bytes = job.bytes().len() as u64;
         self.streams.values_mut().for_each(|stream| stream.flushed(job.upto));
@@ -386,6 +391,8 @@ impl Pool {
             let ready = cleaning != Cleaning::Busy || crowded || !settling;
             if segment.live == 0 {
                 victims.push(Victim::Remove(id));
+            } else if segment.place == Place::Store && segment.stored > 0 {
+                victims.push(Victim::GiveUp(id));
             } else if worth && ready && segment.place == Place::Here && segment.stored - after.min(segment.stored) >= 16
             {
                 victims.push(Victim::Pack(CompactJob { id, keep: segment.bits.clone(), disk: self.disk.clone() }));
@@ -393,7 +400,7 @@ impl Pool {
         }
         // The last is taken first: what gives back most for least, which a full disk may be the sooner able to do.
         victims.sort_by_key(|victim| match victim {
-            Victim::Remove(_) => 0,
+            Victim::Remove(_) | Victim::GiveUp(_) => 0,
             Victim::Pack(job) => self.segments.table.get(job.id).map_or(0, |s| s.live),
         });
         victims.reverse();

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::Anchor;
 use crate::pool::{Pool, PoolOptions};
 use crate::scrub::{ScrubPart, ScrubReport};
+use crate::space::Remote;
 use crate::types::{CheckpointName, Clock, SegmentId};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub struct AuditJob {
     clock: Arc<dyn Clock>,
     anchor: Vec<u8>,
     open_crcs: HashMap<SegmentId, Vec<u32>>,
+    remote: Option<Remote>,
     double_releases: u64,
 }
 
@@ -56,6 +58,7 @@ impl Pool {
             clock: self.clock.clone(),
             anchor: job.bytes().to_vec(),
             open_crcs: self.segments.open_crcs.clone(),
+            remote: self.segments.remote.as_ref().map(Remote::same),
             double_releases: self.segments.table.double_releases,
         };
         Ok((job, audit))
@@ -75,6 +78,7 @@ impl AuditJob {
         let mut pool = Pool::from_anchor(self.disk, self.clock, options, anchor, len)?;
         pool.poisoned = Some("it is an audit's copy".to_owned());
         pool.segments.open_crcs = self.open_crcs;
+        pool.segments.remote = self.remote;
         pool.segments.table.double_releases = self.double_releases;
         Ok(Audit(pool))
     }

@@ -55,6 +55,11 @@ pub const RESERVE_FREEING_BYTES: u64 = 24 << 20;
 /// Dead blocks (512 MiB) that a busy pool may hold, or as many as live if those are more: beyond it
 /// segments are packed although they still lose blocks.
 pub const DEAD_BLOCKS_ALLOWED: u64 = 1 << 17;
+/// Free space that is left to others on the disk of a pool with an object store, as far as a sixteenth of the disk is
+/// between these: below it segments that are in the store are given up, and writers wait.
+pub const LOCAL_FLOOR: std::ops::RangeInclusive<u64> = 96 << 20..=1 << 30;
+/// Less than this is not handed out to writers near the end of the space: they wait.
+pub const LOCAL_CREDIT_MIN: u64 = 1 << 20;
 /// Dead segments (2 GiB) kept for reuse while clients are busy: more are removed.
 pub const RECYCLED_MAX: usize = 64;
 /// Open file handles kept for sealed segments: one more evicts another.

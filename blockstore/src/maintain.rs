@@ -5,7 +5,6 @@ use crate::checkpoint::reap_step;
 use crate::disk::{allocate, Disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::Record;
-use crate::limits::RECYCLED_MAX;
 use crate::log::{Payload, Stream};
 use crate::pool::Pool;
 use crate::space::{compact, segment_name, CompactJob, Purpose};
@@ -35,7 +34,7 @@ impl CleanJob {
     /// Removes, recycles or packs the file; blocks. An error of the kind `Closed` is a failed sync.
     pub fn run(&self) -> Result<Cleaned> {
         match &self.victim {
-            Victim::Remove(id) => self.remove(*id),
+            Victim::Remove(id) | Victim::GiveUp(id) => self.remove(*id),
             Victim::Pack(job) => {
                 let kept = compact(job, self.recycle)?;
                 Ok(Cleaned::Packed(kept, self.recycle.and_then(|id| self.spare(id))))
@@ -113,9 +112,9 @@ impl Pool {
         self.anchors.cleaning = true;
         // A packed file is short: as a spare it would have to grow again.
         let whole = |id| self.segments.table.get(id).is_some_and(|s| s.stored == s.used);
-        let (Victim::Remove(id) | Victim::Pack(CompactJob { id, .. })) = &victim;
+        let id = victim.id();
         // On a full disk the file system needs the space more than the log.
-        let wanted = whole(*id) && self.segments.spares.len() < RECYCLED_MAX && self.reserve.is_whole();
+        let wanted = whole(id) && self.segments.spares.len() < self.room.spares_max() && self.reserve.is_whole();
         let recycle = if wanted { self.segments.reserve_id().ok() } else { None };
         Some(CleanJob { victim, disk: self.disk.clone(), recycle })
     }
@@ -150,9 +149,9 @@ impl Pool {
         };
         self.segments.forget(id);
         match cleaned {
-            Cleaned::Removed => self.segments.table.remove(id),
+            Cleaned::Removed => self.file_is_gone(&job.victim),
             Cleaned::Recycled(new, file) => {
-                self.segments.table.remove(id);
+                self.file_is_gone(&job.victim);
                 self.add_spare(new, file);
             }
             Cleaned::Packed(kept, spare) => {
@@ -165,6 +164,17 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    fn file_is_gone(&mut self, victim: &Victim) {
+        match victim {
+            Victim::GiveUp(id) => {
+                if let Some(segment) = self.segments.table.get_mut(*id) {
+                    segment.stored = 0;
+                }
+            }
+            Victim::Remove(id) | Victim::Pack(CompactJob { id, .. }) => self.segments.table.remove(*id),
+        }
     }
 
     /// Whether dead space has gathered that should be given back although clients are busy.

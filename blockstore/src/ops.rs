@@ -99,6 +99,7 @@ impl Pool {
     /// Deletes a volume and its checkpoints; what forks share stays with them.
     pub fn delete_volume(&mut self, id: VolumeId) -> Result<FlushJob> {
         self.volume(id)?;
+        self.leaves_no_orphan(id)?;
         let farewell = self.farewell(id, Tenure::Deleted);
         self.delete_with(id, farewell)
     }

@@ -86,6 +86,7 @@ pub struct Pool {
     pub(crate) counts: HashMap<crate::map::Ref, u64>,
     pub(crate) structural: Vec<Structural>,
     pub(crate) reserve: Reserve,
+    pub(crate) room: crate::room::Room,
     pub(crate) tier: Option<crate::object::Tier>,
     pub(crate) appended_bytes: u64,
     pub(crate) readers: crate::read_ahead::Readers,
@@ -207,6 +208,7 @@ impl Pool {
         };
         self.anchors.log_bytes += (blocks + 1) * BLOCK as u64;
         self.appended_bytes += (blocks + 1) * BLOCK as u64;
+        self.room.took((blocks + 1) * BLOCK as u64);
         if structural {
             let files = stream.flush_job(lsn, &self.disk).files;
             self.structural.push(Structural { volume, lsn, files });

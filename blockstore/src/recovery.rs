@@ -102,6 +102,7 @@ impl Pool {
                 .extend(end.damaged.iter().chain(&end.stopped).map(|why| format!("log of volume {}: {why}", volume.0)));
             pool.adopt_stream(volume, end)?;
         }
+        pool.find_given_up()?;
         pool.tier_recovered();
         pool.give_up_interrupted(interrupted)?;
         pool.anchor(Cleaning::Busy)?;
@@ -128,6 +129,16 @@ impl Pool {
                 .push(format!("nothing, but the object store does not answer; volumes are served from here: {e}"));
         }
         Ok(self.interrupted())
+    }
+
+    /// Which files of segments that were given up are still here: the first anchor has them removed.
+    fn find_given_up(&mut self) -> Result<()> {
+        let names = self.disk.list("seg-").map_err(|e| Error::io("looking for segments", e))?;
+        let names: BTreeSet<String> = names.into_iter().collect();
+        for (id, segment) in self.segments.table.iter_mut().filter(|(_, segment)| segment.place == Place::Store) {
+            segment.stored = if names.contains(&segment_name(id)) { segment.stored.max(1) } else { 0 };
+        }
+        Ok(())
     }
 
     /// Removes left-over files, durably: their names may be given again.
@@ -203,6 +214,7 @@ impl Pool {
             counts: HashMap::new(),
             structural: Vec::new(),
             reserve: Reserve::default(),
+            room: crate::room::Room::default(),
             tier: None,
             appended_bytes: 0,
             readers: crate::read_ahead::Readers::default(),

@@ -11,7 +11,7 @@
 use crate::check::{tick, Found, Ticker};
 use crate::error::Result;
 use crate::format::anchor::RootKind;
-use crate::format::segment::Bitmap;
+use crate::format::segment::{Bitmap, Place};
 use crate::limits::{BLOCK, BLOCK_U64, SEGMENT_SLOTS};
 use crate::map::{span, Ref, FANOUT};
 use crate::pool::Pool;
@@ -119,7 +119,8 @@ impl Pool {
         damage: &mut Damage,
         visit: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        if let Err(e) = self.segments.file(id) {
+        let is_here = self.segments.table.get(id).is_none_or(|segment| segment.place == Place::Here);
+        if let (true, Err(e)) = (is_here, self.segments.file(id)) {
             let slots: Vec<SlotAddr> = slots_of(id, bits).collect();
             report.blocks += slots.len() as u64;
             damage.insert((id, Harm::Unreadable), Group { slots, why: e.to_string(), whole: true });

@@ -1,7 +1,7 @@
 //! Space accounts for people and bills.
 
 use crate::error::{ErrorKind, Result};
-use crate::format::segment::SegmentKind;
+use crate::format::segment::{Place, SegmentKind};
 use crate::limits::BLOCK_U64;
 use crate::map::{span, Ref, FANOUT};
 use crate::pool::Pool;
@@ -30,6 +30,8 @@ pub struct PoolStats {
     pub live: u64,
     /// Bytes the segment files take.
     pub stored: u64,
+    /// Bytes of live blocks that are in the object store alone, because their files were given up.
+    pub evicted: u64,
     /// Stored bytes that nobody needs: the cleaner's work.
     pub dead: u64,
     /// Bytes of map pages in segment files.
@@ -62,6 +64,9 @@ impl Pool {
         };
         for (_, segment) in self.segments.table.iter() {
             stats.segments += 1;
+            if segment.place == Place::Store && segment.stored == 0 {
+                stats.evicted += u64::from(segment.live) * BLOCK_U64;
+            }
             stats.stored += u64::from(segment.stored) * BLOCK_U64;
             if segment.kind == SegmentKind::Log {
                 stats.dead += u64::from(segment.stored.saturating_sub(segment.live)) * BLOCK_U64;

@@ -178,7 +178,7 @@ impl Pool {
             None => out.resize(start + run * BLOCK, 0),
             Some(addr) => {
                 self.segments.read_slots_onto(addr, out, run)?;
-                self.verify_run(view, block, addr, &out[start..])?;
+                self.verify_run(view, block, addr, &mut out[start..])?;
             }
         }
         Ok(run)
@@ -209,8 +209,8 @@ impl Pool {
         Ok(run)
     }
 
-    fn verify_run(&mut self, view: View, first: u64, addr: SlotAddr, data: &[u8]) -> Result<()> {
-        let blocks = data.chunks_exact(BLOCK).zip(0..);
+    fn verify_run(&mut self, view: View, first: u64, addr: SlotAddr, data: &mut [u8]) -> Result<()> {
+        let blocks = data.chunks_exact_mut(BLOCK).zip(0..);
         blocks.into_iter().try_for_each(|(data, i)| self.verify(view, first + i, SlotAddr(addr.0 + i), data))
     }
 
@@ -249,9 +249,13 @@ impl Pool {
         Ok((run, (first != 0).then_some(SlotAddr(first))))
     }
 
-    fn verify(&mut self, view: View, block: u64, addr: SlotAddr, data: &[u8]) -> Result<()> {
+    /// A block that is damaged here is taken from the object store, if it is there.
+    fn verify(&mut self, view: View, block: u64, addr: SlotAddr, data: &mut [u8]) -> Result<()> {
         let crc = self.segments.crc(addr, self.map.cache())?;
         if crc32fast::hash(data) == crc {
+            return Ok(());
+        }
+        if self.segments.read_copy(addr, data)? && crc32fast::hash(data) == crc {
             return Ok(());
         }
         let name = self.volume(view.volume).map_or("(deleted)", |v| v.name.as_str());

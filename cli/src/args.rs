@@ -141,6 +141,10 @@ pub struct ServeArgs {
     /// Seconds that the object store may lag behind, for volumes whose durability is local
     #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
     pub lag: f64,
+    /// Bytes of this disk to use, with an object store: what is there and was not used for long is given up here. 256M
+    /// to 1P; without it all stays that the disk has room for
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<String>,
     /// Segments of 32 MiB prepared in advance, for fast flushes: 0 to 1024
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1024))]
     pub spares: u16,

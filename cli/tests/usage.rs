@@ -26,6 +26,8 @@ fn a_daemon_that_cannot_be_meant_like_this_makes_nothing() {
         (&["--map-cache", "5"], "--map-cache"),
         (&["--map-cache", "2000T"], "--map-cache"),
         (&["--map-cache", "much"], "--map-cache"),
+        (&["--cache-size", "1G"], "--object-store"),
+        (&["--object-store", "file:///nowhere", "--cache-size", "5"], "--cache-size"),
         (&["--spares", "5000"], "1024"),
         (&["--spares=-1"], "--spares"),
     ] {

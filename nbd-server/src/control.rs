@@ -184,6 +184,7 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
             ("object_bytes", json!(pool.object_bytes(id))),
             ("object_store", describe_standing(pool, id)),
             ("pool_local_bytes", json!(stats.stored)),
+            ("pool_evicted_bytes", json!(stats.evicted)),
             ("pool_dead_bytes", json!(stats.dead)),
         ] {
             out[key] = value;

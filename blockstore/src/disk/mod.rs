@@ -16,6 +16,15 @@ pub use overlay::Overlay;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+/// Space of a disk, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// What can be written yet.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
 /// A folder of files.
 pub trait Disk: Send + Sync {
     /// Creates an empty file; fails if the name exists.
@@ -32,6 +41,10 @@ pub trait Disk: Send + Sync {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync_names(&self) -> io::Result<()>;
+    /// How much space there is; `None` where the medium cannot tell.
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        Ok(None)
+    }
 }
 
 /// One open file.

@@ -5,10 +5,12 @@
 
 #![expect(clippy::disallowed_methods, reason = "the one place that reaches the operating system's files")]
 
-use super::{Disk, File};
+use super::{Disk, DiskSpace, File};
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -75,6 +77,21 @@ impl Disk for OsDisk {
 
     fn sync_names(&self) -> io::Result<()> {
         sync_folder(&self.folder)
+    }
+
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        let path = CString::new(self.folder.as_os_str().as_bytes())?;
+        // SAFETY: the call fills plain memory that lives through it, and reads a string that ends in NUL.
+        let found = unsafe {
+            let mut found: libc::statvfs = std::mem::zeroed();
+            if libc::statvfs(path.as_ptr(), &mut found) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            found
+        };
+        let (free, total) =
+            (found.f_bavail as u64 * found.f_frsize as u64, found.f_blocks as u64 * found.f_frsize as u64);
+        Ok(Some(DiskSpace { free, total }))
     }
 }
 

@@ -342,6 +342,7 @@ impl Pool {
     /// put the last manifest; then the volume is no longer here.
     pub fn detach(&mut self, id: VolumeId) -> Result<crate::log::FlushJob> {
         let name = self.volume(id)?.name.clone();
+        self.leaves_no_orphan(id)?;
         let Some(tier) = &mut self.tier else {
             return Err(Error::invalid("the pool has no object store: a volume cannot be detached from it"));
         };

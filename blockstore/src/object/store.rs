@@ -60,6 +60,8 @@ pub trait ObjectStore: Send + Sync {
     fn list(&self, prefix: &str, after: Option<&str>, max: usize) -> StoreResult<Vec<ObjectEntry>>;
     /// Removes an object; removing what is not there is no error.
     fn delete(&self, key: &str) -> StoreResult<()>;
+    /// What a get returned of this object did not verify: whoever keeps copies of it drops them.
+    fn distrust(&self, _key: &str) {}
 }
 
 impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
@@ -77,6 +79,9 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
     }
     fn delete(&self, key: &str) -> StoreResult<()> {
         (**self).delete(key)
+    }
+    fn distrust(&self, key: &str) {
+        (**self).distrust(key);
     }
 }
 

@@ -521,6 +521,11 @@ impl Pool {
             self.found_manifest(&name, manifest.number);
             return Ok(());
         }
+        if manifest.maker == pool_id && manifest.volume == id {
+            // Whoever has the volume now: this says where what was given up here lies.
+            self.adopt(&manifest);
+        }
+        let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
         if manifest.pool == pool_id && manifest.maker != pool_id {
             // Nothing was promised for it yet: it is as if it had not begun, and can be done again.
             chain.standing = Standing::Interrupted;
@@ -552,10 +557,9 @@ impl Pool {
         chain.number = manifest.number;
         chain.epoch = manifest.epoch;
         chain.cut = manifest.cut;
-        let manifest = Arc::new(*manifest);
-        chain.last = Some(manifest.clone());
-        self.found_manifest(&name, manifest.number);
-        self.adopt(&manifest);
+        let number = manifest.number;
+        chain.last = Some(Arc::new(*manifest));
+        self.found_manifest(&name, number);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Segment files: names, open handles, and reading slots with their checksums verified.
 
 use super::remote::Remote;
-use super::table::SegmentTable;
+use super::table::{Segment, SegmentTable};
 use crate::disk::{Disk, File};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::page;
@@ -155,7 +155,9 @@ impl Segments {
 
     /// Where to read a segment whose file is not here; `None` for one that is.
     fn elsewhere(&self, id: SegmentId) -> Result<Option<&Remote>> {
-        if self.handles.borrow().contains_key(&id) || self.table.get(id).is_none_or(|s| s.place == Place::Here) {
+        // What is given up is read here until its file is gone.
+        let is_here = |s: &Segment| s.place == Place::Here || s.place == Place::Store && s.stored > 0;
+        if self.handles.borrow().contains_key(&id) || self.table.get(id).is_none_or(is_here) {
             return Ok(None);
         }
         let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);
@@ -227,6 +229,18 @@ impl Segments {
         }
         let (file, offset) = self.locate(addr)?;
         file.read_onto(out, count * BLOCK, offset).map_err(|e| Error::io(format!("reading {addr}"), e))
+    }
+
+    /// Fills `block` with the copy that the object store has of a slot whose file is here; `false` if it has none, or
+    /// none that can be had. Its checksum is not verified here.
+    pub fn read_copy(&self, addr: SlotAddr, block: &mut [u8]) -> Result<bool> {
+        let is_here = self.table.get(addr.segment()).is_some_and(|segment| segment.place == Place::Here);
+        let Some(remote) = self.remote.as_ref().filter(|remote| is_here && remote.has(addr)) else { return Ok(false) };
+        match remote.slots(addr, block) {
+            // It has to be fetched first.
+            Err(e) if e.kind() == ErrorKind::Absent => Err(e),
+            outcome => Ok(outcome.is_ok()),
+        }
     }
 
     /// The recorded checksum of a data slot.

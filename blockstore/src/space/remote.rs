@@ -61,6 +61,15 @@ impl std::fmt::Debug for Fetched {
 impl FetchJob {
     /// Fetches and verifies; blocks.
     pub fn run(&self) -> Result<Fetched> {
+        let fetched = self.fetch();
+        if fetched.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corrupt) {
+            // It may have been damaged on its way, or in a cache: the next try is a fresh one.
+            self.store.distrust(&self.batch.object.key());
+        }
+        fetched
+    }
+
+    fn fetch(&self) -> Result<Fetched> {
         let object = &self.batch.object;
         let key = object.key();
         let frames = self.batch.frames.iter().map(|at| &at.frame);
@@ -142,6 +151,12 @@ impl Remote {
         self.patient.get()
     }
 
+    /// The same for another reader, who keeps what he reads for himself.
+    pub fn same(&self) -> Self {
+        let (objects, parts) = (self.objects.clone(), self.parts.clone());
+        Self { origins: self.origins.clone(), objects, parts, ..Self::new(self.store.clone()) }
+    }
+
     /// Whether what is missing is fetched at once; returns how it was.
     pub fn set_patient(&self, patient: bool) -> bool {
         self.patient.replace(patient)
@@ -161,6 +176,11 @@ impl Remote {
 
     fn original(&self, addr: SlotAddr) -> SlotAddr {
         SlotAddr(addr.0 - (u64::from(self.shift(addr.segment())) << SLOT_BITS))
+    }
+
+    /// Whether an object is known to hold a slot.
+    pub fn has(&self, addr: SlotAddr) -> bool {
+        self.part(addr).is_ok()
     }
 
     fn part(&self, addr: SlotAddr) -> Result<&Part> {

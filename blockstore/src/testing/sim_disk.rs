@@ -8,7 +8,7 @@
 //! that could fail on a real disk.
 
 use super::sparse::Sparse;
-use crate::disk::{Disk, File};
+use crate::disk::{Disk, DiskSpace, File};
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,6 +102,8 @@ struct State {
     dead: bool,
     /// Syncs say that they succeeded and do nothing.
     lying: bool,
+    /// What the disk says that it has in all, bytes; writes beyond it succeed all the same.
+    total: Option<u64>,
 }
 
 impl State {
@@ -178,6 +180,11 @@ impl SimDisk {
     /// From now on syncs say that they succeeded and do nothing: a defect for harnesses to find.
     pub fn lie_about_syncs(&self) {
         locked(&self.0).lying = true;
+    }
+
+    /// From now on the disk says that it has so many bytes.
+    pub fn set_total(&self, bytes: u64) {
+        locked(&self.0).total = Some(bytes);
     }
 
     /// No fault is waiting any more.
@@ -329,6 +336,12 @@ impl Disk for SimDisk {
         let mut state = locked(&self.0);
         state.step()?;
         state.names.remove(name).map(drop).ok_or_else(|| missing(name))
+    }
+
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        let state = locked(&self.0);
+        let used: u64 = state.names.values().map(|file| locked(file).now.len() as u64).sum();
+        Ok(state.total.map(|total| DiskSpace { free: total.saturating_sub(used), total }))
     }
 
     fn sync_names(&self) -> io::Result<()> {

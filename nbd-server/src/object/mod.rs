@@ -11,6 +11,7 @@
 //!
 //! Not here: what is kept in a store (`blockstore::object`).
 
+mod cache;
 mod connect;
 mod file;
 mod metered;
@@ -18,6 +19,7 @@ mod probe;
 #[cfg(feature = "s3")]
 mod s3;
 
+pub use cache::{CacheCounts, CachedStore};
 pub use connect::{ConnectOptions, Connected, Counted};
 pub use file::FileStore;
 pub use metered::Metered;

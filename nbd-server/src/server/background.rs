@@ -24,6 +24,7 @@ impl Server {
             self.poison_told = true;
             error!(reason = why, "the pool accepts no more changes: restart the daemon to recover it");
         }
+        self.tend_room();
         self.tend_tier();
         self.tend_leases();
         let audit = self.begin_audit();

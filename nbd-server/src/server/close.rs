@@ -25,6 +25,7 @@ impl Server {
         poll::drain(self.signals.as_raw_fd());
         self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
         self.listeners.clear();
+        self.release_held();
         self.drain()?;
         let left: Vec<u64> = self.conns.keys().copied().collect();
         left.into_iter().for_each(|token| self.close(token, "the daemon ends and it took no replies"));

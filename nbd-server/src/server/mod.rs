@@ -18,13 +18,14 @@ mod lease;
 mod listen;
 mod long;
 mod pace;
+mod room;
 mod tier;
 mod turns;
 
 use crate::audits::AuditCall;
 use crate::jobs::Workers;
 use crate::metrics::Metrics;
-use crate::object::Counted;
+use crate::object::{CachedStore, Counted};
 use crate::poll::{self, Poll};
 use crate::tls::Tls;
 use accept::{CONNECTIONS_MAX, DESCRIPTORS_EACH, DESCRIPTORS_KEPT};
@@ -118,6 +119,8 @@ pub struct Server {
     leases: lease::Leases,
     counted: Option<Counted>,
     fetching: Fetching,
+    cache: Option<Arc<CachedStore>>,
+    room: room::Room,
     poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
@@ -164,6 +167,8 @@ impl Server {
             tier,
             leases: lease::Leases::new(),
             counted: options.counted,
+            cache: None,
+            room: room::Room::default(),
             pool,
             disk: Arc::new(OsDisk::new(&options.folder)),
             poll,

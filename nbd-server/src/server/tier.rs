@@ -175,7 +175,7 @@ impl Server {
         if tier.busy || now < tier.not_before {
             return;
         }
-        let hurry = !tier.waits.is_empty() || written - tier.written_then >= ROUND_BYTES;
+        let hurry = !tier.waits.is_empty() || self.room.is_short() || written - tier.written_then >= ROUND_BYTES;
         if !hurry && now < tier.began + tier.every {
             return;
         }
@@ -458,6 +458,7 @@ impl Server {
         for (name, help, value) in figures {
             metrics::figure(page, name, help, value);
         }
+        self.render_room(page);
         for (metric, help) in [
             ("cairn_object_watermark", "Every change of the volume before this number is in the store."),
             ("cairn_object_changed", "Number behind the volume's last change."),

@@ -129,7 +129,7 @@ impl Server {
     }
 
     fn transmit(&mut self, token: u64) {
-        if !self.may_answer(token) {
+        if self.room.holds(token) || !self.may_answer(token) {
             return;
         }
         let mut waits = Vec::new();
@@ -146,6 +146,7 @@ impl Server {
         match next {
             Next::Close(why) => (conn.closing, conn.why) = (true, why),
             Next::Read(whole) => make_room(conn, whole),
+            Next::Hold => self.room.hold(token),
             Next::Send | Next::Yield | Next::Wait => {}
         }
         conn.unwritten = if paced { conn.unwritten + self.pool.appended_bytes() - before } else { 0 };
@@ -194,7 +195,7 @@ impl Server {
             let why = conn.why;
             return self.close(token, why);
         }
-        let takes = !conn.closing && !conn.held && conn.waiting < WAITS_MAX;
+        let takes = !conn.closing && !conn.held && conn.waiting < WAITS_MAX && !self.room.holds(token);
         if conn.more && takes && !conn.yielded {
             conn.yielded = true;
             self.yielded.push_back(token);
@@ -224,6 +225,7 @@ impl Server {
     }
 
     pub(super) fn close(&mut self, token: u64, why: &str) {
+        self.room.left(token);
         if let Some(conn) = self.conns.remove(&token) {
             self.pace.forget(token);
             match &conn.role {

@@ -41,6 +41,8 @@ pub enum Next {
     Yield,
     /// Nothing more can be begun before something has come from the object store.
     Wait,
+    /// The next request is a write, and there is no room for it yet: go on when there is.
+    Hold,
     /// The client is done, or not a client: why.
     Close(&'static str),
 }
@@ -177,6 +179,9 @@ impl Session {
         out: &mut Vec<u8>,
         waits: &mut Vec<Wait>,
     ) -> Step {
+        if self.large.as_ref().is_some_and(|large| large.kind() != Kind::Data) && pool.holds_writers() {
+            return Step::Over(0, Next::Hold);
+        }
         if let Some(large) = self.large.take() {
             let cost = cost(large.piece_bytes());
             return match self.piece(large, pool, metrics, rest, out, waits) {
@@ -191,6 +196,9 @@ impl Session {
             Parsed::Fatal(why) => return Step::Over(0, Next::Close(why)),
             Parsed::Request(request) => request,
         };
+        if self.takes_room(&request) && pool.holds_writers() {
+            return Step::Over(0, Next::Hold);
+        }
         if self.is_large(&request) {
             self.begin(request, metrics, out);
             return Step::On(request.header, 1);
@@ -221,6 +229,16 @@ impl Session {
             }
             None => Step::On(0, 1),
         }
+    }
+
+    /// Whether a request stores blocks.
+    fn takes_room(&self, request: &Request) -> bool {
+        let stores = match request.command {
+            Command::Write => true,
+            Command::WriteZeroes => request.flags & nbd::FLAG_NO_HOLE != 0,
+            _ => false,
+        };
+        stores && !self.agreed.export.read_only
     }
 
     /// Starts a request that is carried out in pieces, or passes over its payload.

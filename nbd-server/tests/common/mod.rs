@@ -53,8 +53,15 @@ impl Daemon {
     ) -> io::Result<Self> {
         let mut listen = vec![Listen::Unix(folder.path().join("nbd.sock"))];
         listen.extend(tcp.iter().map(|address| Listen::Tcp((*address).to_owned())));
-        let (pool_folder, lag) = (folder.path().join("pool"), nbd_server::LAG);
-        let options = ServerOptions { folder: pool_folder, control: None, listen, spares: 0, tls, lag, counted: None };
+        let options = ServerOptions {
+            folder: folder.path().join("pool"),
+            control: None,
+            listen,
+            spares: 0,
+            tls,
+            lag: nbd_server::LAG,
+            counted: None,
+        };
         let server = Server::new(pool, options)?;
         let (stopper, tcp) = (server.stopper(), server.addresses());
         let thread = std::thread::spawn(move || {
