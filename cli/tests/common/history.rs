@@ -156,9 +156,10 @@ impl History {
             }
         };
         for (change, number) in self.changes.iter().zip(1..) {
-            for block in change.first as usize..(change.first + change.count) as usize {
-                over(block, since[block], number);
-                since[block] = (change.stamp, number);
+            let (first, count) = (change.first as usize, change.count as usize);
+            for (block, last) in since.iter_mut().enumerate().skip(first).take(count) {
+                over(block, *last, number);
+                *last = (change.stamp, number);
             }
         }
         since.iter().enumerate().for_each(|(block, last)| over(block, *last, self.changes.len() + 1));
