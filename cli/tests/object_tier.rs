@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::history::{stamps, whole, Found, History, BLOCK, BLOCKS};
+use common::history::{read_stamps, Found, History, BLOCK, BLOCKS};
 use common::tier::{take_over, trouble, Bucket};
 use common::{noise, wire, Pool};
 use serde_json::Value;
@@ -165,10 +165,12 @@ impl Story {
         let found =
             self.history.audit(&mut pool.nbd(volume)).unwrap_or_else(|e| panic!("{volume}: {e}\n{}", pool.log()));
         if let Some((id, state)) = &self.checkpoint {
-            let there = stamps(&whole(&mut pool.nbd(&format!("{volume}@{id}"))));
+            let there = read_stamps(&mut pool.nbd(&format!("{volume}@{id}")));
             assert!(
                 there.as_ref() == Ok(state),
-                "{volume}@{id} is not what it was when it was said to be in the bucket"
+                "{volume}@{id} is not what it was when it was said to be in the bucket ({:?})\n{}",
+                there.err(),
+                pool.log()
             );
         }
         found
@@ -217,6 +219,19 @@ struct Sum {
     attaching: Vec<Duration>,
 }
 
+/// Attaches all volumes side by side: each may have to wait until the lost host's time is over. How long it took.
+fn attach_all(pool: &Pool) -> Vec<Duration> {
+    let attach = |mode| {
+        let begin = Instant::now();
+        take_over(pool, &volume(mode));
+        begin.elapsed()
+    };
+    thread::scope(|scope| {
+        let all: Vec<_> = MODES.iter().map(|mode| scope.spawn(move || attach(mode))).collect();
+        all.into_iter().map(|one| one.join().expect("an attachment")).collect()
+    })
+}
+
 /// Loses so many hosts one after the other.
 fn chain(bucket: &Bucket, hosts: std::ops::Range<u64>, sum: &mut Sum) {
     let mut pool = first_host(bucket);
@@ -226,10 +241,8 @@ fn chain(bucket: &Bucket, hosts: std::ops::Range<u64>, sum: &mut Sum) {
         let delay = Duration::from_millis(random() % 1500);
         lose(bucket, &mut pool, &mut stories, kill + 1, kill % 3 == 1, delay);
         pool = bucket.host(&[LAG]);
+        sum.attaching.extend(attach_all(&pool));
         for ((mode, story), lost) in MODES.iter().zip(&mut stories).zip(&mut sum.lost) {
-            let begin = Instant::now();
-            take_over(&pool, &volume(mode));
-            sum.attaching.push(begin.elapsed());
             *lost += story.audit(&pool, &volume(mode)).lost;
             sum.prefixes += 1;
         }

@@ -99,8 +99,8 @@ class SecondAct(Stage):
             with self.steps.step("verifying the volume") as said:
                 live = int(guest.run(CHECK + VERIFY))
                 must(live >= before, f"{live} live files, but the checkpoint had {before}")
-                said(f"e2fsck -f: clean; all checksums hold: 120 files and {live} live files, of {written} that the guest")
-                said(f"had written: the bucket was at most {LAG_S} s behind")
+                said(f"e2fsck -f: clean; all checksums hold: 120 files and {live} live files, of {written} that")
+                said(f"the guest had written: the bucket was at most {LAG_S} s behind")
         with self.steps.step("forking the checkpoint") as said:
             self.server.cairn("fork", f"disk@{checkpoint}", "last")
             said(f"cairn fork disk@{checkpoint} last")

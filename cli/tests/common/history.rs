@@ -55,7 +55,7 @@ fn content(stamp: u64, block: u64) -> Vec<u8> {
 ///
 /// # Errors
 /// A block that no change ever made so.
-pub fn stamps(data: &[u8]) -> Result<Vec<u64>, String> {
+fn stamps(data: &[u8]) -> Result<Vec<u64>, String> {
     let one = |(block, data): (u64, &[u8])| {
         let stamp = data[..8].iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b));
         match content(stamp, block) == data {
@@ -66,8 +66,17 @@ pub fn stamps(data: &[u8]) -> Result<Vec<u64>, String> {
     (0u64..).zip(data.chunks_exact(BLOCK)).map(one).collect()
 }
 
-pub fn whole(stream: &mut UnixStream) -> Vec<u8> {
-    super::read(stream, 0, BLOCKS as usize * BLOCK)
+/// The stamps of all blocks of a volume.
+///
+/// # Errors
+/// Also when it cannot be read.
+pub fn read_stamps(stream: &mut UnixStream) -> Result<Vec<u64>, String> {
+    let len = BLOCKS as usize * BLOCK;
+    let asked = ask(stream, &wire::request(wire::READ, 0, 9, 0, len as u32), 9);
+    match asked.map_err(|e| format!("no answer to a read: {e}"))? {
+        true => stamps(&wire::take(stream, len).map_err(|e| format!("half an answer to a read: {e}"))?),
+        false => Err("a read failed".to_owned()),
+    }
 }
 
 /// Sends one request and takes its reply: whether it was done.
@@ -147,9 +156,10 @@ impl History {
             }
         };
         for (change, number) in self.changes.iter().zip(1..) {
-            for block in change.first as usize..(change.first + change.count) as usize {
-                over(block, since[block], number);
-                since[block] = (change.stamp, number);
+            let (first, count) = (change.first as usize, change.count as usize);
+            for (block, last) in since.iter_mut().enumerate().skip(first).take(count) {
+                over(block, *last, number);
+                *last = (change.stamp, number);
             }
         }
         since.iter().enumerate().for_each(|(block, last)| over(block, *last, self.changes.len() + 1));
@@ -165,7 +175,7 @@ impl History {
     /// # Errors
     /// The volume is no prefix, or one that lacks what must be there.
     pub fn audit(&mut self, stream: &mut UnixStream) -> Result<Found, String> {
-        let found = stamps(&whole(stream))?;
+        let found = read_stamps(stream)?;
         let (all, floor) = (self.changes.len(), self.floor);
         let prefix = self.prefix(&found).ok_or_else(|| format!("no prefix of {all} changes"))?;
         if prefix < floor {

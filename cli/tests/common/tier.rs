@@ -32,6 +32,11 @@ impl Bucket {
         Self { url, proxy: SlowProxy::start(moto().address, Duration::ZERO).expect("a proxy") }
     }
 
+    /// The same one through another proxy.
+    pub fn again(&self) -> Self {
+        Self::at(self.url.clone())
+    }
+
     /// A prefix of it that nobody else uses.
     pub fn part(&self, number: u64) -> Self {
         Self::at(format!("{}/{number}", self.url))
