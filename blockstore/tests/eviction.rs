@@ -1,6 +1,6 @@
 //! Segments that are given up because the object store has them: nothing that was promised goes with their files.
 
-use blockstore::object::{Entropy, ObjectTier, TierJob};
+use blockstore::object::{Entropy, ObjectTier};
 use blockstore::testing::{Fault, Rng, SimClock, SimDisk, SimStore};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
 use std::collections::BTreeMap;
