@@ -50,7 +50,9 @@ impl Server {
         let mut events = Vec::new();
         while !self.conns.is_empty() && Instant::now() < deadline {
             self.resume();
-            let over: Vec<u64> = self.conns.iter().filter(|(_, conn)| is_over(conn)).map(|(token, _)| *token).collect();
+            self.tend_leases();
+            let over = self.conns.iter().filter(|(token, conn)| is_over(conn) && !self.leases.doubts(**token));
+            let over: Vec<u64> = over.map(|(token, _)| *token).collect();
             over.into_iter().for_each(|token| self.close(token, "the daemon ends"));
             let busy = !self.yielded.is_empty() || self.conns.is_empty();
             self.poll.wait(&mut events, if busy { 0 } else { 10 })?;

@@ -38,6 +38,13 @@ impl Leases {
     }
 }
 
+impl Leases {
+    /// Whether a client waits for a look.
+    pub(super) fn doubts(&self, token: u64) -> bool {
+        self.doubted.contains(&token)
+    }
+}
+
 impl Server {
     /// Whether a client may be answered now; if not, it is as soon as the store has been asked.
     pub(super) fn may_answer(&mut self, token: u64) -> bool {
