@@ -161,6 +161,37 @@ def rested(found):
         ["resident memory, one empty volume of 100 GB", mib(size), "<= 20 MiB", verdict(size <= 20 << 20)]])
 
 
+def stored(found):
+    rows = []
+    up = found["upload"]
+    share, per_gib = up["mib_s"] / up["plain_mib_s"], up["puts"] / up["gib"]
+    grown = up["sent_bytes"] / up["block_bytes"]
+    rows.append([f"{up['gib']} GiB written in sequence, until all of it is there / plain puts by 4 clients",
+                 f"{up['mib_s']:.0f} / {up['plain_mib_s']:.0f} MiB/s = {share:.2f}", ">= 0.8", verdict(share >= 0.8)])
+    rows.append(["bytes sent / bytes of live blocks, data that does not compress", f"{grown:.3f}", "<= 1.02", verdict(grown <= 1.02)])
+    rows.append(["puts for each GiB at full speed", f"{per_gib:.0f}", "<= 40", verdict(per_gib <= 40)])
+    rows.append(["their price at 0.005 $ for 1,000 (S3 standard, us-east-1)", f"{per_gib * 0.000005:.6f} $ for each GiB", "", ""])
+    front = found["foreground"]
+    worse = front["with"]["beside"]["p99"] / front["without"]["beside"]["p99"]
+    rows.append(["4 KiB write + flush beside a bulk writer, p99, with uploads / without",
+                 f"{ms(front['with']['beside']['p99'])} / {ms(front['without']['beside']['p99'])} = {worse:.2f}",
+                 "<= 1.5", verdict(worse <= 1.5)])
+    hot = found["overwrites"]
+    rows.append([f"4 KiB overwrites of a hot GiB for {hot['seconds']} s: blocks sent / bytes written",
+                 f"{mib(hot['block_bytes'])} / {mib(hot['written_bytes'])} = {hot['block_bytes'] / hot['written_bytes']:.2f}",
+                 "reported", ""])
+    cold = found["cold"]
+    rows.append([f"attach a volume of 100 GB, {cold['gib']} GiB written, {cold['latency_ms']} ms for each request",
+                 f"{cold['attach_ms']:.0f} ms", "", ""])
+    rows.append(["its first read", f"{cold['first_read_ms']:.0f} ms, {cold['gets']} gets and {mib(cold['received_bytes'])} since the start",
+                 "<= 300 ms", verdict(cold["first_read_ms"] <= 300)])
+    rows.append(["reads all over it", f"p50 {ms(cold['scattered']['p50'])}, p99 {ms(cold['scattered']['p99'])}", "", ""])
+    share = cold["sequential_mib_s"] / cold["plain_mib_s"]
+    rows.append(["cold sequential read / plain ranged gets by 16 clients",
+                 f"{cold['sequential_mib_s']:.0f} / {cold['plain_mib_s']:.0f} MiB/s = {share:.2f}", ">= 0.7", verdict(share >= 0.7)])
+    return table(["", "measured", "target", ""], rows)
+
+
 SECTIONS = [  # result, title, text, table
     ("compare", "Beside peers", "Medians of the rounds; the ratio is the median of the rounds' own ratios. "
      "nbdkit's memory plugin has no disk at all; qemu-nbd serves files with cache=none from the same disk.\n\n"
@@ -174,6 +205,8 @@ SECTIONS = [  # result, title, text, table
     ("rest", "At rest", "", rested),
     ("hostile", "Beside hostile clients", "One honest client writes, reads and flushes while others misbehave; all "
      "share the cores, so that the figures contain the attackers' own computing.", attacked),
+    ("objects", "The object tier", "The store is moto, an S3 server in Python, on loopback and on the same cores: its own work is in "
+     "every figure, and plain requests to it are the yardstick. Latency is added by a proxy.", stored),
     ("io", "Ways to reach the disk and the sockets", "Without the store: its system calls beside io_uring and "
      "tokio-uring, on a file written before and cached, in turns. The first way of each is the store's own; processor "
      "time is of all threads, a client's and the kernel's workers among them. `docs/decisions/0013-io-uring.md` draws "
