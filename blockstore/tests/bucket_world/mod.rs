@@ -1,0 +1,167 @@
+//! Hosts that share a bucket, for tests of what is deleted in it.
+
+use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, Entropy, ObjectTier, Tenure};
+use blockstore::testing::{Rng, SimClock, SimDisk, SimStore};
+use blockstore::{CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+pub const BLOCK: usize = 4096;
+pub const BLOCKS: usize = 400;
+pub const MINUTE: u64 = 60_000_000;
+
+/// Never the same twice.
+pub struct Counter(AtomicU64);
+
+impl Entropy for Counter {
+    fn fill(&self, out: &mut [u8]) {
+        let n = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+        out.iter_mut().zip(n.iter().cycle()).for_each(|(to, from)| *to = *from);
+    }
+}
+
+pub struct Host {
+    pub disk: SimDisk,
+    pub clock: Arc<SimClock>,
+    pub pool: Pool,
+    pub tier: ObjectTier,
+}
+
+impl Host {
+    pub fn new(store: &SimStore, name: &str, clock: &Arc<SimClock>) -> Self {
+        let disk = SimDisk::new();
+        let mut id = [0; 16];
+        id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+        Pool::create(&disk.handle(), &**clock, id).unwrap();
+        let seed = name.bytes().fold(1, |sum, b| sum * 31 + u64::from(b)) << 32;
+        let entropy = Arc::new(Counter(AtomicU64::new(seed)));
+        Self::open(disk, ObjectTier { store: Arc::new(store.client(name)), entropy }, clock.clone())
+    }
+
+    pub fn open(disk: SimDisk, tier: ObjectTier, clock: Arc<SimClock>) -> Self {
+        let options = PoolOptions { map_cache: 1 << 20, anchor_bytes: 256 << 10 };
+        let (pool, _) = Pool::open_with(disk.handle(), clock.clone(), options, Some(tier.clone())).unwrap();
+        Self { disk, clock, pool, tier }
+    }
+
+    pub fn reopen(&mut self, disk: SimDisk) {
+        let host = Self::open(disk.clone(), self.tier.clone(), self.clock.clone());
+        *self = host;
+    }
+
+    pub fn id(&self, volume: &str) -> VolumeId {
+        self.pool.volume_id(volume).unwrap()
+    }
+
+    pub fn create(&mut self, volume: &str) -> VolumeId {
+        let (id, job) = self.pool.create_volume(volume, (BLOCKS * BLOCK) as u64).unwrap();
+        self.pool.finish(job).unwrap();
+        id
+    }
+
+    pub fn write(&mut self, volume: &str, at: usize, data: &[u8]) {
+        let id = self.id(volume);
+        self.pool.write(id, (at * BLOCK) as u64, data).unwrap();
+    }
+
+    pub fn delete(&mut self, volume: &str) {
+        let job = self.pool.delete_volume(self.id(volume)).unwrap();
+        self.pool.finish(job).unwrap();
+    }
+
+    pub fn contents(&mut self, volume: &str, checkpoint: Option<CheckpointName>) -> blockstore::Result<Vec<u8>> {
+        let view = self.pool.view(self.pool.volume_id(volume)?, checkpoint)?;
+        let mut out = vec![0; self.pool.view_size(view)? as usize];
+        self.pool.read(view, 0, &mut out)?;
+        Ok(out)
+    }
+
+    /// One piece of work for the object store; `false` when there is none.
+    pub fn step(&mut self) -> blockstore::Result<bool> {
+        while self.pool.wants_anchor() {
+            self.pool.anchor(Cleaning::Busy)?;
+        }
+        let Some(job) = self.pool.tier_job()? else { return Ok(false) };
+        let outcome = job.run();
+        self.pool.tier_done(job, outcome)?;
+        Ok(true)
+    }
+
+    pub fn sync(&mut self) {
+        while self.step().unwrap() {}
+    }
+
+    pub fn attach(&mut self, volume: &str, takeover: bool) -> blockstore::Result<VolumeId> {
+        let job = self.pool.attach_job(volume, takeover)?;
+        job.run()?;
+        let id = self.pool.attached(job)?;
+        self.pool.anchor(Cleaning::Busy)?;
+        // Whoever had it knows by now.
+        self.clock.advance_us(2 * blockstore::limits::LEASE_US);
+        Ok(id)
+    }
+
+    pub fn detach(&mut self, volume: &str) -> blockstore::Result<()> {
+        let job = self.pool.detach(self.pool.volume_id(volume)?)?;
+        self.pool.finish(job)
+    }
+}
+
+pub fn data(rng: &mut Rng, blocks: usize) -> Vec<u8> {
+    rng.bytes(blocks * BLOCK)
+}
+
+/// What an observer finds, who knows only the bucket; nothing may be wrong in it.
+pub fn observe(store: &SimStore, context: &str) -> BucketReport {
+    let report = check_bucket(&store.observer(), false, &mut |_, _| true).unwrap();
+    assert!(report.problems.is_empty(), "{context}: {:?}", report.problems);
+    report
+}
+
+/// Names of the volumes that somebody may still want.
+pub fn volumes_in(store: &SimStore) -> Vec<String> {
+    let all = list_volumes(&store.observer()).unwrap().into_iter();
+    all.filter(|(_, seen)| seen.tenure != Tenure::Deleted).map(|(name, _)| name).collect()
+}
+
+pub fn bytes_under(store: &SimStore, prefix: &str) -> usize {
+    let keys = store.keys().into_iter().filter(|key| key.starts_with(prefix));
+    keys.map(|key| store.body(&key).map_or(0, |body| body.len())).sum()
+}
+
+/// Hosts with one clock, and the store's beside it.
+pub struct World {
+    pub store: SimStore,
+    pub clock: Arc<SimClock>,
+    pub hosts: Vec<Host>,
+}
+
+impl World {
+    pub fn new(seed: u64, hosts: usize) -> Self {
+        let (store, clock) = (SimStore::new(seed), Arc::new(SimClock::default()));
+        let hosts = (0..hosts).map(|n| Host::new(&store, &format!("host{n}"), &clock)).collect();
+        Self { store, clock, hosts }
+    }
+
+    pub fn pass(&self, us: u64) {
+        self.clock.advance_us(us);
+        self.store.advance_us(us);
+    }
+
+    /// Time passes, and all hosts do what there is to do.
+    pub fn quiesce(&mut self, context: &str) {
+        for _ in 0..12 {
+            for host in &mut self.hosts {
+                host.pool.maintain().unwrap();
+                while host.step().unwrap_or_else(|e| panic!("{context}: {e}")) {}
+            }
+            observe(&self.store, context);
+            self.pass(4 * MINUTE);
+        }
+    }
+
+    pub fn sweep(&self) -> blockstore::object::SweepReport {
+        use blockstore::Clock;
+        sweep(&self.store.observer(), self.clock.now_us(), 24 * 60 * MINUTE, false).unwrap()
+    }
+}
