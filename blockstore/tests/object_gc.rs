@@ -174,6 +174,31 @@ fn an_owner_that_slept_for_long_finds_out_that_it_is_none() {
     }
     let manifests = world.store.keys().iter().filter(|key| key.starts_with("volumes/disk/")).count();
     assert!(manifests < 8, "old manifests are deleted: {manifests}");
+    // The manifest that took the place of its next one is gone: only a list tells whose the volume is.
+    let first = &mut world.hosts[0];
+    let job = first.pool.lease_job(&[id]).unwrap();
+    job.run();
+    first.pool.lease_seen(&job);
+    let e = first.pool.write(id, 0, &block).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Fenced, "{e}");
+}
+
+/// The same when nobody asks for a lease: its next round finds out.
+#[test]
+fn a_round_of_an_owner_that_slept_for_long_promises_nothing() {
+    let mut world = World::new(4, 2);
+    let block = data(&mut Rng::new(4), 10);
+    let [first, second] = &mut world.hosts[..] else { panic!("two hosts") };
+    let id = first.create("disk");
+    first.write("disk", 0, &block);
+    first.sync();
+    second.attach("disk", true).unwrap();
+    second.sync();
+    for round in 0..20 {
+        world.hosts[1].write("disk", round, &block);
+        world.hosts[1].sync();
+        world.pass(4 * MINUTE);
+    }
     let first = &mut world.hosts[0];
     let before = first.pool.remote_status(id).unwrap().watermark;
     first.write("disk", 99, &block);

@@ -89,9 +89,9 @@ impl Host {
         job.run()?;
         let id = self.pool.attached(job)?;
         self.pool.anchor(Cleaning::Busy)?;
-        self.sync();
         // Whoever had it knows by now.
         self.clock.advance_us(2 * LEASE_US);
+        self.sync();
         Ok(id)
     }
 
@@ -501,6 +501,7 @@ fn two_hosts_never_both_acknowledge() {
             let step = rng.below(LEASE_US as usize / 3) as u64;
             first.clock.advance_us(step);
             second.clock.advance_us(step);
+            second.sync();
             passed += step;
             if rng.one_in(3) {
                 acknowledged += usize::from(acknowledge(&mut first));
@@ -521,4 +522,65 @@ fn two_hosts_never_both_acknowledge() {
         assert_eq!(third.contents("disk", None)[..BLOCK], [7; BLOCK], "seed {seed}");
     }
     assert!(acknowledged > 100 && refused == 1000, "{acknowledged} {refused}");
+}
+
+/// The claim of a takeover is in the store, and whoever had the volume may not know yet: neither a restart nor another
+/// attempt shortens the wait.
+#[test]
+fn a_takeover_that_is_begun_again_waits_again() {
+    for restarts_after_anchor in [false, true] {
+        let store = SimStore::new(6);
+        let mut first = Host::new(&store, "first");
+        first.create("disk", 64 * BLOCK);
+        first.write("disk", 0, 1, 10);
+        first.sync();
+        let mut second = Host::new(&store, "second");
+        let job = second.pool.attach_job("disk", true).unwrap();
+        job.run().unwrap();
+        if restarts_after_anchor {
+            second.pool.attached(job).unwrap();
+            second.pool.anchor(Cleaning::Busy).unwrap();
+            second.sync();
+        }
+        let clock = second.clock.clone();
+        let mut second = Host::open_at(second.disk.after_kill(), second.tier, clock);
+        assert!(second.pool.volume_id("disk").is_err(), "given up, to be attached again");
+        let job = second.pool.attach_job("disk", false).unwrap();
+        job.run().unwrap();
+        let id = second.pool.attached(job).unwrap();
+        second.pool.anchor(Cleaning::Busy).unwrap();
+        second.sync();
+        second.clock.advance_us(LEASE_US);
+        second.sync();
+        let e = second.pool.write(id, 0, &[2; BLOCK]).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Busy, "the other host's lease may not be over: {e}");
+        second.clock.advance_us(LEASE_US);
+        second.sync();
+        second.pool.write(id, 0, &[2; BLOCK]).unwrap();
+    }
+}
+
+/// Whoever wrote a manifest that cannot be read here has the volume.
+#[test]
+fn a_manifest_from_the_future_ends_the_lease() {
+    let store = SimStore::new(7);
+    let mut first = Host::new(&store, "first");
+    let id = first.create("disk", 64 * BLOCK);
+    first.write("disk", 0, 1, 10);
+    first.sync();
+    let mut second = Host::new(&store, "second");
+    second.attach("disk", true).unwrap();
+    for key in store.keys().iter().filter(|key| key.starts_with("volumes/disk/")).take(2) {
+        let mut body = store.body(key).unwrap();
+        body[8] = 99;
+        body[12..16].fill(0);
+        let checksum = crc32fast::hash(&body).to_le_bytes();
+        body[12..16].copy_from_slice(&checksum);
+        store.replace(key, Some(&body));
+    }
+    first.clock.advance_us(2 * LEASE_US);
+    let job = first.pool.lease_job(&[id]).unwrap();
+    job.run();
+    first.pool.lease_seen(&job);
+    assert_eq!(first.pool.write(id, 0, &[9; BLOCK]).unwrap_err().kind(), ErrorKind::Fenced);
 }

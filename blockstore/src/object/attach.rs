@@ -57,7 +57,8 @@ impl AttachJob {
     pub fn run(&self) -> Result<()> {
         let store = &*self.tier.store;
         let newest = self.pinned_newest()?;
-        let taken = newest.tenure == Tenure::Owned && newest.pool != self.pool;
+        // A claim of our own may be of this moment: its maker may not know of it yet.
+        let taken = newest.tenure == Tenure::Owned && newest.maker != self.pool;
         let tail = self.tail(&newest)?;
         let mut nonce = [0; 16];
         self.tier.entropy.fill(&mut nonce);
@@ -220,7 +221,7 @@ impl Pool {
                 pending: Vec::new(),
                 last: Some(Arc::new(manifest)),
                 pinned: BTreeSet::new(),
-                known_us: 0,
+                confirmed_us: None,
                 refresh: false,
             };
             tier.cleaner.found(&name, chain.number);

@@ -315,7 +315,7 @@ impl Pool {
 
     /// A survey when one is due, and the work that it leaves.
     pub(crate) fn clean_store(&mut self) -> Option<CleanJob> {
-        let now_us = self.clock.now_us();
+        let (now_us, begun_us) = (self.clock.now_us(), self.clock.monotonic_us());
         let tier = self.tier.as_ref()?;
         if tier.cleaner.running || now_us < tier.cleaner.next_survey_us {
             return None;
@@ -332,7 +332,7 @@ impl Pool {
         let named = owned.filter_map(|(id, chain)| Some((self.volumes.get(id)?.name.clone(), chain)));
         let (mut chains, mut silent) = (BTreeMap::new(), Vec::new());
         for (name, chain) in named.filter(|(_, chain)| chain.number > 0) {
-            if chain.is_silent(now_us) {
+            if chain.is_silent(begun_us) {
                 silent.push(name.clone());
             }
             chains.insert(name, chain.number);
@@ -342,7 +342,7 @@ impl Pool {
             clock: self.clock.clone(),
             pool: self.pool_id,
             grace_us: kept,
-            begun_us: now_us,
+            begun_us,
             old: old.map(|(name, number, _)| (name.clone(), *number)).take(4 * CLEAN_OBJECTS_MAX).collect(),
             backlog: cleaner.backlog.iter().map(|(name, newest)| (name.clone(), *newest)).collect(),
             measure,
@@ -387,7 +387,7 @@ impl Pool {
         for name in job.silent.iter().filter(|_| done.confirmed) {
             let chain = self.names.get(name).and_then(|id| tier.chains.get_mut(id));
             if let Some(chain) = chain.filter(|chain| job.chains.get(name) == Some(&chain.number)) {
-                chain.known_us = chain.known_us.max(job.begun_us);
+                chain.confirmed_us = chain.confirmed_us.max(Some(job.begun_us));
             }
         }
         for newer in done.newer {

@@ -7,12 +7,14 @@
 //! Invariants
 //!   * time is what passes on one host (`Clock::monotonic_us`), also while it sleeps: clocks are never compared;
 //!   * a lease counts from before the request that proved it;
+//!   * whoever has not asked for so long that the manifest in question may have been deleted asks for the newest one;
 //!   * a store that does not answer takes no lease away: volumes are served from here while it is down. Only then can
 //!     a takeover leave two hosts that serve; what the loser does is never part of the volume.
 
+use super::claim::newest_manifest;
 use super::upload::locked;
 use super::{ObjectStore, Range, Standing, StoreErrorKind};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::manifest::{manifest_key, Manifest};
 use crate::limits::LEASE_US;
 use crate::pool::Pool;
@@ -30,6 +32,17 @@ enum Seen {
     Silence,
     /// Another host's manifest.
     Theirs(Box<Manifest>),
+    /// A manifest of a version that this program does not write.
+    Strange(String),
+}
+
+/// A volume whose next manifest is looked for.
+struct Asked {
+    id: VolumeId,
+    name: String,
+    next: u64,
+    /// It may have come and gone.
+    silent: bool,
 }
 
 /// Looks for the next manifests of volumes; runs on any thread.
@@ -37,29 +50,38 @@ pub struct LeaseJob {
     store: Arc<dyn ObjectStore>,
     pool: [u8; 16],
     began_us: u64,
-    volumes: Vec<(VolumeId, String, u64)>,
+    volumes: Vec<Asked>,
     seen: Mutex<Vec<(VolumeId, Seen)>>,
 }
 
 impl LeaseJob {
     /// Asks the store; blocks.
     pub fn run(&self) {
-        for (id, name, next) in &self.volumes {
-            let seen = self.look(name, *next).unwrap_or(Seen::Silence);
-            locked(&self.seen).push((*id, seen));
+        for asked in &self.volumes {
+            let seen = self.look(asked).unwrap_or_else(|e| match e.kind() {
+                ErrorKind::Invalid => Seen::Strange(e.to_string()),
+                // Damaged, too: it may be our own, whose reply was lost.
+                _ => Seen::Silence,
+            });
+            locked(&self.seen).push((asked.id, seen));
         }
     }
 
-    fn look(&self, name: &str, next: u64) -> Result<Seen> {
-        let key = manifest_key(name, next);
-        match self.store.get(&key, Range::All) {
-            Err(e) if e.kind == StoreErrorKind::NotFound => Ok(Seen::Ours),
-            Err(e) => Err(store_error("looking for a manifest", &e)),
-            Ok(bytes) => {
-                let there = Manifest::decode(&bytes, &key)?;
-                Ok(if there.pool == self.pool { Seen::Ours } else { Seen::Theirs(Box::new(there)) })
+    fn look(&self, asked: &Asked) -> Result<Seen> {
+        let there = if asked.silent {
+            newest_manifest(&*self.store, &asked.name)?.filter(|newest| newest.number >= asked.next)
+        } else {
+            let key = manifest_key(&asked.name, asked.next);
+            match self.store.get(&key, Range::All) {
+                Err(e) if e.kind == StoreErrorKind::NotFound => None,
+                Err(e) => return Err(store_error("looking for a manifest", &e)),
+                Ok(bytes) => Some(Manifest::decode(&bytes, &key)?),
             }
-        }
+        };
+        Ok(match there {
+            Some(there) if there.pool != self.pool => Seen::Theirs(Box::new(there)),
+            _ => Seen::Ours,
+        })
     }
 }
 
@@ -73,13 +95,14 @@ impl Pool {
 
     /// What shows that these volumes are still ours.
     pub fn lease_job(&self, ids: &[VolumeId]) -> Option<LeaseJob> {
-        let tier = self.tier.as_ref()?;
+        let (tier, began_us) = (self.tier.as_ref()?, self.clock.monotonic_us());
         let volume = |id: &VolumeId| {
             let chain = tier.chains.get(id).filter(|chain| chain.standing == Standing::Owned)?;
-            Some((*id, self.volumes.get(id)?.name.clone(), chain.number + 1))
+            let (name, silent) = (self.volumes.get(id)?.name.clone(), chain.is_silent(began_us));
+            Some(Asked { id: *id, name, next: chain.number + 1, silent })
         };
         let volumes = ids.iter().filter_map(volume).collect();
-        let (store, began_us) = (tier.config.store.clone(), self.clock.monotonic_us());
+        let store = tier.config.store.clone();
         Some(LeaseJob { store, pool: self.pool_id, began_us, volumes, seen: Mutex::default() })
     }
 
@@ -87,13 +110,19 @@ impl Pool {
     pub fn lease_seen(&mut self, job: &LeaseJob) {
         let now = self.clock.monotonic_us();
         for (id, seen) in std::mem::take(&mut *locked(&job.seen)) {
+            let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { continue };
             match seen {
-                Seen::Ours => self.renew(id, job.began_us),
-                Seen::Silence => self.renew(id, now),
-                Seen::Theirs(there) => {
-                    if let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) {
-                        chain.lose(&there);
-                    }
+                Seen::Ours => {
+                    chain.seen_us = chain.seen_us.max(job.began_us);
+                    chain.confirmed_us = chain.confirmed_us.max(Some(job.began_us));
+                }
+                Seen::Silence => chain.seen_us = chain.seen_us.max(now),
+                Seen::Theirs(there) => chain.lose(&there),
+                Seen::Strange(why) => {
+                    chain.standing = Standing::Fenced(format!(
+                        "somebody else has written the next manifest of the volume, which cannot be read here ({why}): \
+                         nothing more is accepted for it"
+                    ));
                 }
             }
         }
@@ -102,12 +131,8 @@ impl Pool {
     /// The store has not answered in time: what is in doubt goes on until it does.
     pub fn lease_unanswered(&mut self, ids: &[VolumeId]) {
         let now = self.clock.monotonic_us();
-        ids.iter().for_each(|id| self.renew(*id, now));
-    }
-
-    fn renew(&mut self, id: VolumeId, seen_us: u64) {
-        if let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) {
-            chain.seen_us = chain.seen_us.max(seen_us);
+        for (_, chain) in self.tier.iter_mut().flat_map(|tier| &mut tier.chains).filter(|(id, _)| ids.contains(id)) {
+            chain.seen_us = chain.seen_us.max(now);
         }
     }
 }

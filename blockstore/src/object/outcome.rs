@@ -95,6 +95,7 @@ impl Pool {
             return Ok(());
         }
         chain.standing = Standing::Owned;
+        chain.confirmed_us = Some(began_us);
         chain.number = manifest.number;
         chain.epoch = manifest.epoch;
         chain.cut = manifest.cut;
@@ -211,13 +212,13 @@ impl Pool {
         }
         let verdicts = job.verdicts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (id, verdict) in verdicts {
-            self.judge(id, verdict, (job.time_us, job.began_us), now_us);
+            self.judge(id, verdict, job.began_us, now_us);
         }
         Ok(())
     }
 
-    /// A manifest put by a round that began at this time of day, and by what passes here, is there, or another one.
-    fn judge(&mut self, id: VolumeId, verdict: Verdict, (known_us, began_us): (u64, u64), now_us: u64) {
+    /// A manifest put by a round that began at `began_us`, by what passes here, is there, or another one.
+    fn judge(&mut self, id: VolumeId, verdict: Verdict, began_us: u64, now_us: u64) {
         let Some(tier) = &mut self.tier else { return };
         if let Some(farewell) = tier.farewells.get_mut(&id) {
             match verdict {
@@ -240,7 +241,7 @@ impl Pool {
                 tier.sent.manifests += 1;
                 tier.cleaner.superseded(&manifest.name, chain.number..manifest.number, now_us);
                 chain.pinned.extend(makers(&manifest).into_iter().chain([manifest.pool]));
-                (chain.known_us, chain.refresh) = (known_us, false);
+                (chain.confirmed_us, chain.refresh) = (Some(began_us), false);
                 (chain.number, chain.cut) = (manifest.number, manifest.cut);
                 chain.seen_us = chain.seen_us.max(began_us);
                 chain.pending.clear();

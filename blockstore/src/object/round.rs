@@ -10,7 +10,7 @@
 
 use super::claim::ClaimJob;
 use super::survey::gaps;
-use super::tier::{Chain, Farewell, Standing, TierJob};
+use super::tier::{Farewell, Standing, TierJob};
 use super::upload::{anchored_slot, Chapter, SegmentAtCut, Slots, Task, UploadJob};
 use crate::error::{Error, Result};
 use crate::format::anchor::Anchor;
@@ -48,9 +48,9 @@ impl Pool {
         if let Some(job) = self.clean_store() {
             return Ok(Some(TierJob::Clean(Box::new(job))));
         }
-        let ready = self.ready_farewells();
+        let (ready, passed_us) = (self.ready_farewells(), self.clock.monotonic_us());
         let Some(tier) = &mut self.tier else { return Ok(None) };
-        if ready.is_empty() && !tier.chains.values().any(Chain::is_due) {
+        if ready.is_empty() && !tier.chains.values().any(|chain| chain.is_due(passed_us)) {
             return Ok(None);
         }
         let Some(anchor) = tier.anchor.clone().filter(|anchor| anchor.next_lsn >= tier.structure) else {
@@ -73,6 +73,7 @@ impl Pool {
     }
 
     fn begin_upload(&mut self, anchor: Arc<Anchor>, ready: &BTreeSet<VolumeId>) -> Result<UploadJob> {
+        let began_us = self.clock.monotonic_us();
         self.forget_unnamed(self.clock.now_us());
         let ranges = self.slots_to_put(&anchor)?;
         let cut = self.next_lsn;
@@ -88,7 +89,7 @@ impl Pool {
         let mut nonce = [0; 16];
         for (id, chain) in &mut tier.chains {
             let Some(volume) = self.volumes.get(id) else { continue };
-            if !chain.is_due() {
+            if !chain.is_due(began_us) {
                 continue;
             }
             let owners: BTreeSet<VolumeId> = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
@@ -116,7 +117,7 @@ impl Pool {
                 predecessors: chain.last.as_ref().map_or_else(Vec::new, |last| last.predecessors.clone()),
                 owners,
                 pinned: chain.pinned.clone(),
-                known_us: chain.known_us,
+                confirmed_us: chain.confirmed_us,
                 whole: None,
             });
             chain.pending.push(nonce);
@@ -134,7 +135,7 @@ impl Pool {
                 predecessors: Vec::new(),
                 owners: BTreeSet::new(),
                 pinned: farewell.pinned.clone(),
-                known_us: 0,
+                confirmed_us: None,
                 whole: Some(Box::new(farewell.manifest.clone())),
             });
         }
@@ -153,7 +154,7 @@ impl Pool {
             pool: self.pool_id,
             pool_epoch: self.epoch,
             time_us: self.clock.now_us(),
-            began_us: self.clock.monotonic_us(),
+            began_us,
             clock: self.clock.clone(),
             cut,
             segments: segments.collect(),

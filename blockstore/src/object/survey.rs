@@ -12,7 +12,7 @@ use crate::format::anchor::Anchor;
 use crate::format::manifest::{ObjectInfo, Part};
 use crate::format::object::{within, ObjectId};
 use crate::format::segment::{Place, SegmentKind, BITMAP_WORDS};
-use crate::limits::{FIRST_SLOT, REPACK_SLOTS_MAX, UNNAMED_US_MAX};
+use crate::limits::{FENCE_FRESH_US, FIRST_SLOT, REPACK_SLOTS_MAX, UNNAMED_US_MAX};
 use crate::pool::Pool;
 use crate::types::{SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -238,13 +238,15 @@ impl Pool {
 
 impl Chain {
     /// Whether a round has to put a manifest.
-    pub(crate) fn is_due(&self) -> bool {
-        self.standing == Standing::Owned && (self.changed > self.cut || self.number == 0 || self.refresh)
+    pub(crate) fn is_due(&self, now_us: u64) -> bool {
+        let changed = self.changed > self.cut || self.number == 0 || self.refresh;
+        self.standing == Standing::Owned && changed && self.serve_from_us <= now_us
     }
 
-    /// Whether so much time has passed that others may have come and gone.
+    /// Whether so much time has passed that others may have come and gone: what took the place of our next manifest
+    /// may have been deleted since, so that only a list tells.
     pub(crate) fn is_silent(&self, now_us: u64) -> bool {
-        self.known_us.saturating_add(crate::limits::FENCE_FRESH_US) <= now_us || self.known_us > now_us
+        self.confirmed_us.is_none_or(|since_us| since_us.saturating_add(FENCE_FRESH_US) <= now_us)
     }
 }
 

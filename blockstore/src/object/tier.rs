@@ -66,7 +66,7 @@ pub(crate) struct Chain {
     /// The pools at which this one has put a pin for the volume since it was opened.
     pub pinned: BTreeSet<[u8; 16]>,
     /// When the newest manifest was last known to be `number`.
-    pub known_us: u64,
+    pub confirmed_us: Option<u64>,
     /// It names what is dead.
     pub refresh: bool,
 }
@@ -74,7 +74,7 @@ pub(crate) struct Chain {
 impl Chain {
     pub(crate) fn new(changed: Lsn) -> Self {
         let (number, epoch, cut) = (0, 1, Lsn(0));
-        let (seen_us, serve_from_us, known_us) = (0, 0, 0);
+        let (seen_us, serve_from_us, confirmed_us) = (0, 0, None);
         let (standing, pending, last) = (Standing::Unknown, Vec::new(), None);
         Self {
             standing,
@@ -87,7 +87,7 @@ impl Chain {
             pending,
             last,
             pinned: BTreeSet::new(),
-            known_us,
+            confirmed_us,
             refresh: false,
         }
     }

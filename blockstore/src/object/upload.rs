@@ -74,7 +74,7 @@ pub(crate) struct Chapter {
     /// The pools at which there is a pin for the volume already.
     pub pinned: BTreeSet<[u8; 16]>,
     /// When the newest manifest was last known to be this pool's.
-    pub known_us: u64,
+    pub confirmed_us: Option<u64>,
     /// What is put as it is, whatever the anchor says: the last word on a volume that is no longer here.
     pub whole: Option<Box<Manifest>>,
 }
@@ -202,9 +202,8 @@ impl UploadJob {
     /// as this pool may rely on what it knows: only one that was held for longer has to ask.
     fn confirm(&self, chapter: &Chapter, verdict: Verdict) -> Result<Verdict> {
         let Verdict::Written(manifest) = verdict else { return Ok(verdict) };
-        let now_us = self.clock.now_us();
-        let fresh = chapter.known_us <= now_us && now_us < chapter.known_us.saturating_add(FENCE_FRESH_US);
-        if !fresh {
+        let now_us = self.clock.monotonic_us();
+        if chapter.confirmed_us.is_none_or(|since_us| since_us.saturating_add(FENCE_FRESH_US) <= now_us) {
             if let Some(newest) = newer_than(&*self.store, &manifest.name, manifest.number)? {
                 return Ok(Verdict::Lost(Box::new(newest)));
             }

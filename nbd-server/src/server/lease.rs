@@ -81,8 +81,12 @@ impl Server {
             return;
         }
         if !self.leases.doubted.is_empty() && self.leases.looking.is_some_and(|since| since.elapsed() > ANSWER_TIME) {
-            let ids = self.pool.volumes();
-            self.pool.lease_unanswered(&ids);
+            let volume = |token| match &self.conns.get(token)?.role {
+                Role::Session(session) => Some(session.view.volume),
+                _ => None,
+            };
+            let doubted: Vec<VolumeId> = self.leases.doubted.iter().filter_map(volume).collect();
+            self.pool.lease_unanswered(&doubted);
             self.let_doubted_go();
         }
         if self.leases.looked.elapsed() < LOOK_EVERY {
