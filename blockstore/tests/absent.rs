@@ -1,43 +1,24 @@
 //! Blocks and map pages in the object store alone, for an owner that cannot wait: what is absent is asked for before
 //! anything is changed, and what comes of it is what a patient owner gets.
 
-use blockstore::object::{Entropy, ObjectTier};
-use blockstore::testing::{ReferenceDisk, Rng, SimClock, SimDisk, SimStore, StoreFault, StoreOp};
+use blockstore::testing::{sim_tier, tier_step, ReferenceDisk, Rng, SimClock, SimDisk, SimStore, StoreFault, StoreOp};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Missing, Pool, PoolOptions, Result, VolumeId};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 const BLOCK: usize = 4096;
-
-struct Counter(AtomicU64);
-
-impl Entropy for Counter {
-    fn fill(&self, out: &mut [u8]) {
-        let n = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        out.iter_mut().zip(n.iter().cycle()).for_each(|(to, from)| *to = *from);
-    }
-}
 
 fn new_pool(store: &SimStore, name: &str) -> Pool {
     let disk = SimDisk::new();
     let mut id = [0; 16];
     id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     Pool::create(&disk.handle(), &SimClock::default(), id).unwrap();
-    let seed = name.bytes().fold(1, |sum, b| sum * 31 + u64::from(b)) << 32;
-    let tier = ObjectTier { store: Arc::new(store.client(name)), entropy: Arc::new(Counter(AtomicU64::new(seed))) };
+    let tier = sim_tier(store, name);
     let options = PoolOptions { map_cache: 0, anchor_bytes: 16 << 20 };
     Pool::open_with(disk.handle(), Arc::new(SimClock::default()), options, Some(tier)).unwrap().0
 }
 
 fn sync(pool: &mut Pool) {
-    loop {
-        while pool.wants_anchor() {
-            pool.anchor(Cleaning::Busy).unwrap();
-        }
-        let Some(job) = pool.tier_job().unwrap() else { return };
-        let outcome = job.run();
-        pool.tier_done(job, outcome).unwrap();
-    }
+    while tier_step(pool).unwrap() {}
 }
 
 /// The volume `disk`, made, filled and uploaded by another pool.

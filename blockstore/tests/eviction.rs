@@ -1,26 +1,15 @@
 //! Segments that are given up because the object store has them: nothing that was promised goes with their files.
 
-use blockstore::object::{Entropy, ObjectTier};
-use blockstore::testing::{Fault, Rng, SimClock, SimDisk, SimStore};
+use blockstore::object::ObjectTier;
+use blockstore::testing::{sim_tier, Fault, Rng, SimClock, SimDisk, SimStore};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 256;
 /// Less than what the tests write, more than what cannot be given up.
 const LIMIT: u64 = 80 * BLOCK as u64;
-
-/// Never the same twice.
-struct Counter(AtomicU64);
-
-impl Entropy for Counter {
-    fn fill(&self, out: &mut [u8]) {
-        let n = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        out.iter_mut().zip(n.iter().cycle()).for_each(|(to, from)| *to = *from);
-    }
-}
 
 /// What a volume, or its checkpoint, holds: a byte for each block.
 type Model = BTreeMap<(String, Option<CheckpointName>), Vec<u8>>;
@@ -42,8 +31,7 @@ impl Host {
         let disk = SimDisk::new();
         let id = name.as_bytes()[0];
         Pool::create(&disk.handle(), &SimClock::default(), [id; 16]).unwrap();
-        let entropy = Arc::new(Counter(AtomicU64::new(u64::from(id) << 32)));
-        let tier = ObjectTier { store: Arc::new(store.client(name)), entropy };
+        let tier = sim_tier(store, name);
         let pool = try_open(&disk, &tier).unwrap();
         Self { disk, pool, tier, model: Model::new() }
     }

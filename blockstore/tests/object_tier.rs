@@ -1,23 +1,12 @@
 //! Volumes in the object store: uploaded, taken over by other hosts, lost and found.
 
 use blockstore::limits::LEASE_US;
-use blockstore::object::{Entropy, ObjectTier, Standing};
-use blockstore::testing::{ReferenceDisk, Rng, SimClock, SimDisk, SimStore, StoreFault, StoreOp};
+use blockstore::object::{ObjectTier, Standing};
+use blockstore::testing::{sim_tier, tier_step, ReferenceDisk, Rng, SimClock, SimDisk, SimStore, StoreFault, StoreOp};
 use blockstore::{CheckpointName, Cleaning, ErrorKind, Pool, PoolOptions, VolumeId};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 const BLOCK: usize = 4096;
-
-/// Never the same twice.
-struct Counter(AtomicU64);
-
-impl Entropy for Counter {
-    fn fill(&self, out: &mut [u8]) {
-        let n = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        out.iter_mut().zip(n.iter().cycle()).for_each(|(to, from)| *to = *from);
-    }
-}
 
 /// One host: a pool of its own, and the store that all share.
 struct Host {
@@ -25,11 +14,6 @@ struct Host {
     pool: Pool,
     tier: ObjectTier,
     clock: Arc<SimClock>,
-}
-
-fn tier(store: &SimStore, name: &str) -> ObjectTier {
-    let seed = name.bytes().fold(1, |sum, b| sum * 31 + u64::from(b)) << 32;
-    ObjectTier { store: Arc::new(store.client(name)), entropy: Arc::new(Counter(AtomicU64::new(seed))) }
 }
 
 fn options() -> PoolOptions {
@@ -42,7 +26,7 @@ impl Host {
         let mut id = [0; 16];
         id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
         Pool::create(&disk.handle(), &SimClock::default(), id).unwrap();
-        Self::open(disk, tier(store, name))
+        Self::open(disk, sim_tier(store, name))
     }
 
     fn open(disk: SimDisk, tier: ObjectTier) -> Self {
@@ -71,13 +55,8 @@ impl Host {
         }
     }
 
-    /// One piece of work for the object store; `false` when there is none.
     fn step(&mut self) -> blockstore::Result<bool> {
-        self.tend();
-        let Some(job) = self.pool.tier_job()? else { return Ok(false) };
-        let outcome = job.run();
-        self.pool.tier_done(job, outcome)?;
-        Ok(true)
+        tier_step(&mut self.pool)
     }
 
     fn sync(&mut self) {

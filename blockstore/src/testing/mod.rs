@@ -8,6 +8,7 @@ pub mod sequences;
 mod sim_clock;
 mod sim_disk;
 mod sim_store;
+mod sim_tier;
 mod sparse;
 mod store_conformance;
 
@@ -17,5 +18,6 @@ pub use rng::Rng;
 pub use sim_clock::SimClock;
 pub use sim_disk::{Fault, SimDisk};
 pub use sim_store::{SimStore, StoreFault, StoreOp};
+pub use sim_tier::{sim_tier, tier_step, SimEntropy};
 pub use sparse::Sparse;
 pub use store_conformance::{one_of_many_creates, store_conformance};

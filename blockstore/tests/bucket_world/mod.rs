@@ -1,24 +1,13 @@
 //! Hosts that share a bucket, for tests of what is deleted in it.
 
-use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, Entropy, ObjectTier, Tenure};
-use blockstore::testing::{Rng, SimClock, SimDisk, SimStore};
+use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, ObjectTier, Tenure};
+use blockstore::testing::{sim_tier, Rng, SimClock, SimDisk, SimStore};
 use blockstore::{CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 pub const BLOCK: usize = 4096;
 pub const BLOCKS: usize = 400;
 pub const MINUTE: u64 = 60_000_000;
-
-/// Never the same twice.
-pub struct Counter(AtomicU64);
-
-impl Entropy for Counter {
-    fn fill(&self, out: &mut [u8]) {
-        let n = self.0.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        out.iter_mut().zip(n.iter().cycle()).for_each(|(to, from)| *to = *from);
-    }
-}
 
 pub struct Host {
     pub disk: SimDisk,
@@ -33,9 +22,7 @@ impl Host {
         let mut id = [0; 16];
         id.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
         Pool::create(&disk.handle(), &**clock, id).unwrap();
-        let seed = name.bytes().fold(1, |sum, b| sum * 31 + u64::from(b)) << 32;
-        let entropy = Arc::new(Counter(AtomicU64::new(seed)));
-        Self::open(disk, ObjectTier { store: Arc::new(store.client(name)), entropy }, clock.clone())
+        Self::open(disk, sim_tier(store, name), clock.clone())
     }
 
     pub fn open(disk: SimDisk, tier: ObjectTier, clock: Arc<SimClock>) -> Self {

@@ -1,8 +1,8 @@
 //! A daemon one of whose volumes is in an object store alone.
 
 use super::{wire, Daemon};
-use blockstore::object::{Entropy, ObjectStore, ObjectTier};
-use blockstore::testing::{SimClock, SimDisk};
+use blockstore::object::{ObjectStore, ObjectTier};
+use blockstore::testing::{tier_step, SimClock, SimDisk, SimEntropy};
 use blockstore::{Cleaning, Pool, PoolOptions};
 use nbd_server::open_pool;
 use std::os::unix::net::UnixStream;
@@ -10,23 +10,8 @@ use std::sync::Arc;
 
 pub const BLOCK: usize = 4096;
 
-struct Fixed(u8);
-
-impl Entropy for Fixed {
-    fn fill(&self, out: &mut [u8]) {
-        out.fill(self.0);
-    }
-}
-
 fn sync(pool: &mut Pool) {
-    loop {
-        while pool.wants_anchor() {
-            pool.anchor(Cleaning::Busy).expect("an anchor");
-        }
-        let Some(job) = pool.tier_job().expect("work for the store") else { return };
-        let outcome = job.run();
-        pool.tier_done(job, outcome).expect("uploaded");
-    }
+    while tier_step(pool).expect("work for the store") {}
 }
 
 /// Serves `disk` of 64 MiB, which is here, and `far` of `size` bytes, which another pool has made of `writes` and
@@ -39,7 +24,7 @@ pub fn daemon(
 ) -> Daemon {
     let disk = SimDisk::new();
     Pool::create(&disk.handle(), &SimClock::default(), [1; 16]).expect("a pool");
-    let tier = ObjectTier { store: maker, entropy: Arc::new(Fixed(1)) };
+    let tier = ObjectTier { store: maker, entropy: Arc::new(SimEntropy::of("maker")) };
     let clock = Arc::new(SimClock::default());
     let (mut pool, _) = Pool::open_with(disk.handle(), clock, PoolOptions::default(), Some(tier)).expect("it opens");
     let (far, job) = pool.create_volume("far", size).expect("a volume");
@@ -57,7 +42,7 @@ pub fn daemon(
     let (lock, mut pool, _) = open_pool(&folder.path().join("pool"), true, PoolOptions::default()).expect("a pool");
     let (_, job) = pool.create_volume("disk", 64 << 20).expect("a volume");
     pool.finish(job).expect("a durable volume");
-    pool.set_object_tier(ObjectTier { store: taker, entropy: Arc::new(Fixed(2)) });
+    pool.set_object_tier(ObjectTier { store: taker, entropy: Arc::new(SimEntropy::of("taker")) });
     let job = pool.attach_job("far", false).expect("an object store");
     job.run().expect("claimed");
     pool.attached(job).expect("attached");
