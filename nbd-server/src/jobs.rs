@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// Volumes whose manifests are asked for at the same time.
+const LOOKS_AT_ONCE: usize = 16;
 /// Stack of a worker. A request to S3 takes hundreds of KiB; what is not used is only address space.
 const STACK_BYTES: usize = 2 << 20;
 /// Objects that are put at the same time: each is up to 32 MiB in memory, and what it is compressed to.
@@ -99,6 +101,8 @@ struct StoreWorkers {
     claims: Sender<Job>,
     /// What rounds must not wait for.
     cleaning: Sender<Job>,
+    /// What clients wait for.
+    leases: Sender<Job>,
 }
 
 /// The workers and their mailboxes.
@@ -145,6 +149,7 @@ impl Workers {
             rounds: start("cairn-upload", true)?,
             claims: start("cairn-claim", false)?,
             cleaning: start("cairn-objects", true)?,
+            leases: start("cairn-lease", false)?,
         });
         Ok(())
     }
@@ -200,6 +205,7 @@ impl Workers {
             Job::Tier(_) | Job::Sweep(..) | Job::Attach(..) | Job::Lease(_) => match (&self.store, &job) {
                 (Some(store), Job::Tier(TierJob::Clean(_)) | Job::Sweep(..)) => &store.cleaning,
                 (Some(store), Job::Tier(_)) => &store.rounds,
+                (Some(store), Job::Lease(_)) => &store.leases,
                 (Some(store), _) => &store.claims,
                 // Nobody asks for this without an object store.
                 (None, _) => &self.background,
@@ -279,7 +285,11 @@ fn run(job: Job) -> Option<Done> {
         }
         Job::Sweep(store, now_us) => Some(Done::Sweep(sweep(&*store, now_us, SWEEP_GRACE_US, false))),
         Job::Lease(job) => {
-            job.run();
+            thread::scope(|scope| {
+                let look = || while job.look_next() {};
+                (1..LOOKS_AT_ONCE.min(job.volumes())).for_each(|_| drop(scope.spawn(look)));
+                look();
+            });
             Some(Done::Lease(job))
         }
         Job::Attach(token, job) => {

@@ -20,6 +20,7 @@ use crate::limits::LEASE_US;
 use crate::pool::Pool;
 use crate::space::store_error;
 use crate::types::VolumeId;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Longer than a lease, by what clocks may differ in speed.
@@ -51,13 +52,20 @@ pub struct LeaseJob {
     pool: [u8; 16],
     began_us: u64,
     volumes: Vec<Asked>,
+    next: AtomicUsize,
     seen: Mutex<Vec<(VolumeId, Seen)>>,
 }
 
 impl LeaseJob {
     /// Asks the store; blocks.
     pub fn run(&self) {
-        for asked in &self.volumes {
+        while self.look_next() {}
+    }
+
+    /// Asks about one more volume; `false` when none is left. Several threads may do so at once.
+    pub fn look_next(&self) -> bool {
+        let asked = self.volumes.get(self.next.fetch_add(1, Ordering::Relaxed));
+        if let Some(asked) = asked {
             let seen = self.look(asked).unwrap_or_else(|e| match e.kind() {
                 ErrorKind::Invalid => Seen::Strange(e.to_string()),
                 // Damaged, too: it may be our own, whose reply was lost.
@@ -65,6 +73,12 @@ impl LeaseJob {
             });
             locked(&self.seen).push((asked.id, seen));
         }
+        asked.is_some()
+    }
+
+    /// Volumes that it asks about.
+    pub fn volumes(&self) -> usize {
+        self.volumes.len()
     }
 
     fn look(&self, asked: &Asked) -> Result<Seen> {
@@ -103,7 +117,14 @@ impl Pool {
         };
         let volumes = ids.iter().filter_map(volume).collect();
         let store = tier.config.store.clone();
-        Some(LeaseJob { store, pool: self.pool_id, began_us, volumes, seen: Mutex::default() })
+        Some(LeaseJob {
+            store,
+            pool: self.pool_id,
+            began_us,
+            volumes,
+            next: AtomicUsize::new(0),
+            seen: Mutex::default(),
+        })
     }
 
     /// Takes note of what a job has seen.

@@ -168,6 +168,7 @@ impl Pool {
             chapters,
             next_task: AtomicUsize::new(0),
             puts: Mutex::default(),
+            unread: Mutex::default(),
             verdicts: Mutex::default(),
             flushed: Mutex::default(),
         })

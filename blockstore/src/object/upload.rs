@@ -4,7 +4,8 @@
 //!   * the local log is synced before anything is put: the store is never ahead of the local disk;
 //!   * a slot that was dead at the cut is not sent; a slot is sent once;
 //!   * a manifest is put only when every object that it names is there;
-//!   * a round that fails loses nothing: what was put counts, the next round does the rest at its own cut.
+//!   * a round that fails loses nothing: what was put counts, the next round does the rest at its own cut;
+//!   * what of one volume cannot be read, or was written by somebody else, keeps no other volume from being uploaded.
 
 use super::claim::newer_than;
 use super::pins::{makers, pin, unpin};
@@ -117,6 +118,8 @@ pub struct UploadJob {
     pub(crate) chapters: Vec<Chapter>,
     pub(crate) next_task: AtomicUsize,
     pub(crate) puts: Mutex<BTreeMap<ObjectId, Put>>,
+    /// Objects that could not be made, and why.
+    pub(crate) unread: Mutex<BTreeMap<ObjectId, String>>,
     pub(crate) verdicts: Mutex<Vec<(VolumeId, Verdict)>>,
     pub(crate) flushed: Mutex<Option<io::Result<()>>>,
 }
@@ -149,7 +152,13 @@ impl UploadJob {
     /// Puts one more object; `false` when none is left. Several threads may do so at once.
     pub fn put_next(&self) -> Result<bool> {
         let Some(task) = self.tasks.get(self.next_task.fetch_add(1, Ordering::Relaxed)) else { return Ok(false) };
-        let (bytes, directory) = build(task)?;
+        let (bytes, directory) = match build(task) {
+            Ok(built) => built,
+            Err(e) => {
+                locked(&self.unread).insert(task.id, e.to_string());
+                return Ok(true);
+            }
+        };
         let key = task.id.key();
         let put = self.store.put_if_absent(&key, &bytes).map_err(|e| store_error("uploading", &e))?;
         let own = bytes.get(..directory.len as usize).unwrap_or_default();
@@ -168,23 +177,43 @@ impl UploadJob {
         Ok(true)
     }
 
-    /// Puts the manifests; the last step, when every object is there.
+    /// Puts the manifests; the last step, when every object is there that could be read. What failed for one volume is
+    /// told when the others are done.
     pub fn commit(&self) -> Result<()> {
-        let puts = locked(&self.puts).clone();
-        if puts.len() != self.tasks.len() {
+        let (puts, unread) = (locked(&self.puts).clone(), locked(&self.unread).clone());
+        if puts.len() + unread.len() != self.tasks.len() {
             return Err(Error::new(ErrorKind::Unavailable, "not every object of the round is there"));
         }
+        let mut outcome = Ok(());
         for chapter in &self.chapters {
-            let manifest = match &chapter.whole {
-                Some(whole) => (**whole).clone(),
-                None => self.manifest(chapter, &puts)?,
-            };
-            self.pin(chapter, &manifest)?;
-            let verdict = put_manifest(&*self.store, manifest, &chapter.pending)?;
-            let verdict = self.confirm(chapter, verdict)?;
-            locked(&self.verdicts).push((chapter.volume, verdict));
+            match self.commit_one(chapter, &puts, &unread) {
+                Ok(verdict) => locked(&self.verdicts).push((chapter.volume, verdict)),
+                Err(e) if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Denied) => return Err(e),
+                Err(e) => outcome = outcome.and(Err(e)),
+            }
         }
-        Ok(())
+        outcome
+    }
+
+    fn commit_one(
+        &self,
+        chapter: &Chapter,
+        puts: &BTreeMap<ObjectId, Put>,
+        unread: &BTreeMap<ObjectId, String>,
+    ) -> Result<Verdict> {
+        let manifest = match &chapter.whole {
+            Some(whole) => (**whole).clone(),
+            None => {
+                // Neither its blocks nor its records may be missing from what the manifest names.
+                if let Some((_, why)) = unread.iter().find(|(id, _)| chapter.owners.contains(&id.volume)) {
+                    return Err(Error::corrupt(format!("{:?} is not uploaded: {why}", chapter.name)));
+                }
+                self.manifest(chapter, puts)?
+            }
+        };
+        self.pin(chapter, &manifest)?;
+        let verdict = put_manifest(&*self.store, manifest, &chapter.pending)?;
+        self.confirm(chapter, verdict)
     }
 
     /// Before a manifest names objects, their makers can see that it may.

@@ -213,8 +213,11 @@ impl Server {
                 (tier.failures, tier.not_before) = (0, Instant::now());
             }
             Err(e) => {
-                tier.not_before = Instant::now() + RETRY_MAX.min(RETRY_FIRST * 2u32.pow(tier.failures.min(10)));
-                tier.failures += 1;
+                // What is wrong with one volume does not make the others wait.
+                let everybody = matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Denied);
+                let pause = if everybody { RETRY_FIRST * 2u32.pow(tier.failures.min(10)) } else { tier.every };
+                tier.not_before = Instant::now() + RETRY_MAX.min(pause);
+                tier.failures += u32::from(everybody);
                 let text = e.to_string();
                 if tier.failing.as_ref() != Some(&text) {
                     warn!(error = text, "uploading failed: it is tried again, and volumes are served from here");
