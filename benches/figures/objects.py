@@ -78,6 +78,19 @@ def request(url, method, path, body=None, headers={}):
     return data
 
 
+@contextmanager
+def serving(url, bucket):
+    """A daemon on a fresh pool and a fresh bucket; the pool is gone at the end."""
+    make_bucket(url, bucket)
+    with scratch() as folder:
+        server = Server(folder, url, bucket)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 def connect(server, export):
     import nbd
 
@@ -121,29 +134,23 @@ def upload(args, url):
     """A sequential fill, and how long until all of it is in the store."""
     gib = 1 if args.quick else 2
     pieces = noise(64, 1)
-    make_bucket(url, "fill")
-    with scratch() as folder:
-        server = Server(folder, url, "fill")
-        server.start()
-        try:
-            server.cairn("volume", "create", "disk", "--size", "8G")
-            handle = connect(server, "disk")
-            plain = plain_puts(url, "fill", pieces, gib * 32)
-            puts, begin = server.metric("cairn_object_put_requests_total"), time.perf_counter()
-            for i in range(gib * 1024):
-                handle.pwrite(pieces[i % 64][i % 7:] + pieces[(i + 1) % 64][:i % 7], i * MIB)
-            handle.flush()
-            written = time.perf_counter() - begin
-            server.cairn("volume", "sync", "disk")
-            took = time.perf_counter() - begin
-            stats = server.cairn("stats")
-            return {
-                "gib": gib, "plain_mib_s": plain, "mib_s": gib * 1024 / took, "written_s": written, "all_there_s": took,
-                "puts": server.metric("cairn_object_put_requests_total") - puts,
-                "sent_bytes": stats["sent_bytes"], "block_bytes": stats["sent_block_bytes"],
-            }
-        finally:
-            server.stop()
+    with serving(url, "fill") as server:
+        server.cairn("volume", "create", "disk", "--size", "8G")
+        handle = connect(server, "disk")
+        plain = plain_puts(url, "fill", pieces, gib * 32)
+        puts, begin = server.metric("cairn_object_put_requests_total"), time.perf_counter()
+        for i in range(gib * 1024):
+            handle.pwrite(pieces[i % 64][i % 7:] + pieces[(i + 1) % 64][:i % 7], i * MIB)
+        handle.flush()
+        written = time.perf_counter() - begin
+        server.cairn("volume", "sync", "disk")
+        took = time.perf_counter() - begin
+        stats = server.cairn("stats")
+        return {
+            "gib": gib, "plain_mib_s": plain, "mib_s": gib * 1024 / took, "written_s": written, "all_there_s": took,
+            "puts": server.metric("cairn_object_put_requests_total") - puts,
+            "sent_bytes": stats["sent_bytes"], "block_bytes": stats["sent_block_bytes"],
+        }
 
 
 def foreground(args, url):
@@ -183,29 +190,23 @@ def foreground(args, url):
 def overwrites(args, url):
     """4 KiB overwrites of a hot gigabyte: what is overwritten before a round is never sent."""
     seconds = 10 if args.quick else 60
-    make_bucket(url, "hot")
-    with scratch() as folder:
-        server = Server(folder, url, "hot")
-        server.start()
-        try:
-            server.cairn("volume", "create", "disk", "--size", "1G")
-            handle, places, data = connect(server, "disk"), random.Random(7), noise(1, 9)[0]
-            begin, done = time.perf_counter(), 0
-            while time.perf_counter() - begin < seconds:
-                at = places.randrange(255) * 4096
-                for _ in range(64):
-                    # Nine of ten writes go to a tenth of the disk.
-                    block = places.randrange(1 << 18) if places.random() < 0.1 else places.randrange(26000)
-                    handle.pwrite(data[at:at + 4096], block * 4096)
-                    done += 1
-            server.cairn("volume", "sync", "disk")
-            stats = server.cairn("stats")
-            return {
-                "seconds": seconds, "written_bytes": done * 4096, "sent_bytes": stats["sent_bytes"],
-                "block_bytes": stats["sent_block_bytes"], "puts": server.metric("cairn_object_put_requests_total"),
-            }
-        finally:
-            server.stop()
+    with serving(url, "hot") as server:
+        server.cairn("volume", "create", "disk", "--size", "1G")
+        handle, places, data = connect(server, "disk"), random.Random(7), noise(1, 9)[0]
+        begin, done = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            at = places.randrange(255) * 4096
+            for _ in range(64):
+                # Nine of ten writes go to a tenth of the disk.
+                block = places.randrange(1 << 18) if places.random() < 0.1 else places.randrange(26000)
+                handle.pwrite(data[at:at + 4096], block * 4096)
+                done += 1
+        server.cairn("volume", "sync", "disk")
+        stats = server.cairn("stats")
+        return {
+            "seconds": seconds, "written_bytes": done * 4096, "sent_bytes": stats["sent_bytes"],
+            "block_bytes": stats["sent_block_bytes"], "puts": server.metric("cairn_object_put_requests_total"),
+        }
 
 
 def cold(args, url):
