@@ -71,6 +71,19 @@ impl From<blockstore::Error> for Failure {
     }
 }
 
+impl From<nbd_client::Error> for Failure {
+    fn from(error: nbd_client::Error) -> Self {
+        match error {
+            nbd_client::Error::Connection(e) => e.into(),
+            nbd_client::Error::Server { errno: 28, why } => Self::new("no_space", why),
+            nbd_client::Error::Server { errno: 5, why } => {
+                Self::new("io", format!("{why}: cairn scrub names all that is damaged"))
+            }
+            other => Self::new("io", other.to_string()),
+        }
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::new("io", error.to_string())

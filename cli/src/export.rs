@@ -7,8 +7,8 @@
 
 use crate::client::{Failure, Intent};
 use crate::link::{ask_long, Link};
-use crate::nbd::{Chunk, Nbd};
 use crate::output::Progress;
+use nbd_client::{Chunk, Nbd};
 use serde_json::{json, Value};
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -8,8 +8,8 @@
 
 use crate::client::{Failure, Intent};
 use crate::link::{ask_long, Link};
-use crate::nbd::Nbd;
 use crate::output::Progress;
+use nbd_client::Nbd;
 use serde_json::{json, Value};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

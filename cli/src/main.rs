@@ -11,7 +11,6 @@ mod export;
 mod import;
 mod link;
 mod logging;
-mod nbd;
 mod output;
 mod requests;
 mod serve;

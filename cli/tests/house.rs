@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Our crates, and those of ours that each may depend on.
-const ARROWS: [(&str, &[&str]); 4] = [
+const ARROWS: [(&str, &[&str]); 6] = [
     ("blockstore", &[]),
     ("nbd-server", &["blockstore"]),
-    ("cairn", &["blockstore", "nbd-server"]),
+    ("nbd-client", &[]),
+    ("fs-inspect", &["nbd-client"]),
+    ("cairn", &["blockstore", "nbd-server", "nbd-client", "fs-inspect"]),
     ("cairn-sim", &["blockstore"]),
 ];
 

@@ -1,10 +1,15 @@
-//! The smallest NBD client that copies whole disks: extended headers, requests in flight, holes.
+//! A small blocking NBD client: copies whole disks with requests in flight, tells holes from data, and reads at an offset.
 //!
 //! Invariants
 //!   * every length that the server names is bounded before anything is kept for it;
 //!   * replies may come in any order: each chunk says where it belongs.
 
-use crate::client::Failure;
+#![forbid(unsafe_code)]
+
+mod error;
+
+pub use error::Error;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -56,8 +61,8 @@ fn be(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |sum, b| sum << 8 | u64::from(*b))
 }
 
-fn broken(what: &str) -> Failure {
-    Failure::new("io", format!("the daemon does not speak NBD as expected: {what}"))
+fn broken(what: &str) -> Error {
+    Error::Protocol(what.to_owned())
 }
 
 fn option(kind: u32, parts: &[&[u8]]) -> Vec<u8> {
@@ -71,7 +76,7 @@ fn option(kind: u32, parts: &[&[u8]]) -> Vec<u8> {
 
 impl Nbd {
     /// Negotiates `export` on a connection on which the server is about to greet.
-    pub fn new(mut stream: UnixStream, export: &str) -> Result<Self, Failure> {
+    pub fn new(mut stream: UnixStream, export: &str) -> Result<Self, Error> {
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting)?;
         if !greeting.starts_with(b"NBDMAGICIHAVEOPT") {
@@ -88,7 +93,7 @@ impl Nbd {
         Ok(nbd)
     }
 
-    fn negotiate(&mut self, kind: u32, parts: &[&[u8]]) -> Result<(), Failure> {
+    fn negotiate(&mut self, kind: u32, parts: &[&[u8]]) -> Result<(), Error> {
         self.stream.write_all(&option(kind, parts))?;
         loop {
             let mut header = [0; 20];
@@ -104,14 +109,14 @@ impl Nbd {
                 (REP_INFO, Some([0, 0, size @ ..])) => self.size = be(&size[..8]),
                 (code, _) if code >> 31 == 1 => {
                     let why = String::from_utf8_lossy(&self.body).into_owned();
-                    return Err(Failure::new("io", format!("the daemon refuses the export: {why}")));
+                    return Err(Error::Refused(why));
                 }
                 _ => {}
             }
         }
     }
 
-    fn receive(&mut self, len: u64) -> Result<(), Failure> {
+    fn receive(&mut self, len: u64) -> Result<(), Error> {
         if len > REPLY_BYTES_MAX {
             return Err(broken("a reply beyond all bounds"));
         }
@@ -119,7 +124,7 @@ impl Nbd {
         Ok(self.stream.read_exact(&mut self.body)?)
     }
 
-    fn request(&mut self, kind: u16, flags: u16, offset: u64, length: u64) -> Result<(), Failure> {
+    fn request(&mut self, kind: u16, flags: u16, offset: u64, length: u64) -> Result<(), Error> {
         self.cookie += 1;
         let mut out = [0; 32];
         out[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
@@ -133,18 +138,18 @@ impl Nbd {
     }
 
     /// Asks for bytes.
-    pub fn read(&mut self, offset: u64, length: u64) -> Result<(), Failure> {
+    pub fn read(&mut self, offset: u64, length: u64) -> Result<(), Error> {
         self.request(READ, 0, offset, length)
     }
 
     /// Sends bytes.
-    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Failure> {
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Error> {
         self.request(WRITE, FLAG_PAYLOAD_LEN, offset, data.len() as u64)?;
         Ok(self.stream.write_all(data)?)
     }
 
     /// The next chunk of some reply.
-    pub fn next(&mut self) -> Result<Chunk, Failure> {
+    pub fn next(&mut self) -> Result<Chunk, Error> {
         let mut header = [0; 32];
         self.stream.read_exact(&mut header)?;
         if be(&header[..4]) != u64::from(REPLY_MAGIC) {
@@ -154,13 +159,9 @@ impl Nbd {
         self.receive(be(&header[24..]))?;
         self.in_flight -= usize::from(flags & REPLY_DONE != 0);
         if kind & ERROR != 0 {
-            let errno = self.body.get(..4).map_or(0, be);
-            let why = String::from_utf8_lossy(self.body.get(6..).unwrap_or_default());
-            return Err(match errno {
-                28 => Failure::new("no_space", why),
-                5 => Failure::new("io", format!("{why}: cairn scrub names all that is damaged")),
-                _ => Failure::new("io", why),
-            });
+            let errno = self.body.get(..4).map_or(0, be) as u32;
+            let why = String::from_utf8_lossy(self.body.get(6..).unwrap_or_default()).into_owned();
+            return Err(Error::Server { errno, why });
         }
         match kind {
             DATA if self.body.len() >= 8 => Ok(Chunk::Data(be(&self.body[..8]))),
@@ -178,7 +179,7 @@ impl Nbd {
     }
 
     /// Waits for all answers that carry nothing.
-    pub fn settle(&mut self) -> Result<(), Failure> {
+    pub fn settle(&mut self) -> Result<(), Error> {
         while self.in_flight > 0 {
             self.next()?;
         }
@@ -186,7 +187,7 @@ impl Nbd {
     }
 
     /// Data and holes from `offset` on; not necessarily up to the end.
-    pub fn extents(&mut self, offset: u64) -> Result<Vec<(u64, bool)>, Failure> {
+    pub fn extents(&mut self, offset: u64) -> Result<Vec<(u64, bool)>, Error> {
         self.request(STATUS, 0, offset, self.size - offset)?;
         let mut runs = Vec::new();
         while self.in_flight > 0 {
@@ -200,15 +201,32 @@ impl Nbd {
         Ok(runs)
     }
 
+    /// Fills `out` with the bytes from `offset` on; nothing else may be in flight.
+    pub fn read_exact_at(&mut self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        let end = offset.checked_add(out.len() as u64).filter(|end| *end <= self.size);
+        end.ok_or_else(|| broken("a read beyond the export's end"))?;
+        self.read(offset, out.len() as u64)?;
+        out.fill(0);
+        while self.in_flight > 0 {
+            if let Chunk::Data(at) = self.next()? {
+                let payload = self.body.get(8..).unwrap_or_default();
+                let place = at.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+                let place = place.and_then(|at| out.get_mut(at..at.checked_add(payload.len())?));
+                place.ok_or_else(|| broken("data that was not asked for"))?.copy_from_slice(payload);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what was written durable.
-    pub fn flush(&mut self) -> Result<(), Failure> {
+    pub fn flush(&mut self) -> Result<(), Error> {
         self.settle()?;
         self.request(FLUSH, 0, 0, 0)?;
         self.settle()
     }
 
     /// Says goodbye.
-    pub fn disconnect(mut self) -> Result<(), Failure> {
+    pub fn disconnect(mut self) -> Result<(), Error> {
         self.request(DISCONNECT, 0, 0, 0)
     }
 }
