@@ -179,9 +179,9 @@ impl Stopped {
     }
 }
 
-impl From<Failure> for Stopped {
-    fn from(failure: Failure) -> Self {
-        Stopped::Daemon(failure)
+impl From<nbd_client::Error> for Stopped {
+    fn from(error: nbd_client::Error) -> Self {
+        Stopped::Daemon(error.into())
     }
 }
 
