@@ -42,6 +42,11 @@ impl<'a> Packed<'a> {
         Self { bytes, width, mask }
     }
 
+    /// Bits of each number.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
     /// Number `n`; zero bits behind the end.
     pub fn get(&self, n: usize) -> u64 {
         let at = n * self.width as usize;

@@ -4,10 +4,12 @@
 use super::anchor::{Anchor, RootEntry, RootKind, SegmentEntry, StreamEntry, VolumeEntry};
 use super::batch::{Batch, Identity};
 use super::codec::Reader;
-use super::manifest::{manifest_key, Manifest, ObjectInfo, Origin, Part, SegmentParts, Tenure};
+use super::manifest::{manifest_key, Manifest, ObjectInfo, Part, SegmentParts, Tenure};
 use super::object::{open_frame, BatchEntry, Directory, Frame, ObjectId, RangeEntry};
+use super::origin::{Origin, Origins};
 use super::page::{verify, NodeView, PageBuilder};
 use super::record::Record;
+use super::renumbering::Renumbering;
 use super::segment::{
     directory_crc, encode_directory_page, verify_directory_page, Layout, Place, SegmentHeader, SegmentKind,
 };
@@ -240,7 +242,9 @@ fn manifest() -> Manifest {
         next_segment: 0x0300,
         predecessors: vec![(*b"another pool's!!", VolumeId(2))],
         roots,
-        origins: vec![Origin { first: SegmentId(2), last: SegmentId(3), shift: 1 }],
+        origins: origins(Renumbering::of(
+            [(1, 2), (2, 3)].map(|(there, here)| (SegmentId(there), SegmentId(here))).into_iter(),
+        )),
         objects: [
             (object_id(), ObjectInfo { len: 5000, directory: 300, check: 0x0102_0304_0506_0708 }),
             (imported, ObjectInfo { len: 70_000, directory: 200, check: 0x1112_1314_1516_1718 }),
@@ -253,6 +257,12 @@ fn manifest() -> Manifest {
         .into(),
         tail: vec![object_id()],
     }
+}
+
+fn origins(numbers: Renumbering) -> Origins {
+    let mut all = Origins::default();
+    all.learn(Origin { numbers, made: vec![(SegmentId(2), SegmentId(3))] }).unwrap();
+    all
 }
 
 fn encoded() -> Vec<(String, Vec<u8>)> {
@@ -280,7 +290,7 @@ fn encoded() -> Vec<(String, Vec<u8>)> {
 }
 
 /// What is no longer written, or compressed, and so may be written otherwise, is shown under these names.
-const ONLY_READ: [&str; 3] = ["map-page-of-version-1", "object-frame", "manifest"];
+const ONLY_READ: [&str; 4] = ["map-page-of-version-1", "object-frame", "manifest", "manifest-body-of-version-1"];
 
 /// The slots of the frame that the document shows.
 fn framed() -> Vec<u8> {
@@ -326,7 +336,9 @@ fn the_decoders_read_what_the_document_shows() {
     }
     assert_eq!(Anchor::decode(&shown("anchor-copy").repeat(2)).unwrap(), anchor());
     assert_eq!(Directory::decode(shown("object-directory"), &object_id()).unwrap(), object_directory());
-    assert_eq!(Manifest::from_body(shown("manifest-body")).unwrap(), manifest());
+    let old = Manifest { origins: origins(Renumbering::by_distance(1).unwrap()), ..manifest() };
+    assert_eq!(Manifest::from_body(shown("manifest-body-of-version-1"), 1).unwrap(), old);
+    assert_eq!(Manifest::from_body(shown("manifest-body"), super::MANIFEST_VERSION).unwrap(), manifest());
     assert_eq!(Manifest::decode(shown("manifest"), &manifest_key("disk", 12)).unwrap(), manifest());
     let (stored, raw) = (shown("object-frame"), framed());
     for (stored, raw) in [(stored, false), (raw.as_slice(), true)] {
@@ -369,6 +381,7 @@ fn the_document_states_our_constants() {
         ("KEY_ID_BYTES_MAX", crate::object::sealed::KEY_ID_BYTES_MAX as u64),
         ("WRAPPED_BYTES_MAX", crate::object::sealed::WRAPPED_BYTES_MAX as u64),
         ("OBJECT_VERSION", super::object::OBJECT_VERSION.into()),
+        ("MANIFEST_VERSION", super::MANIFEST_VERSION.into()),
         ("FRAME_SLOTS", super::object::FRAME_SLOTS as u64),
         ("OBJECT_BYTES_MAX", crate::object::OBJECT_BYTES_MAX),
         ("OBJECT_DIRECTORY_MAX", limits::OBJECT_DIRECTORY_MAX.into()),

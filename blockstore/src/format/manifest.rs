@@ -14,8 +14,10 @@
 
 use super::anchor::{put_root, root, RootEntry};
 use super::codec::{checksum_without, seal_checksum, Append, Reader};
-use super::object::{ObjectId, OBJECT_VERSION};
+use super::object::ObjectId;
+use super::origin::Origins;
 use super::segment::SegmentKind;
+use super::MANIFEST_VERSION;
 use crate::error::{Error, Result};
 use crate::limits::{MANIFEST_BYTES_MAX, MANIFEST_WINDOW_LOG_MAX, SEGMENT_BITS, SEGMENT_SLOTS};
 use crate::types::{Durability, Lsn, RootId, SegmentId, VolumeId};
@@ -36,17 +38,6 @@ pub enum Tenure {
     Detached,
     /// It was deleted; the name is free, its numbers go on.
     Deleted,
-}
-
-/// Segments that the maker of a manifest took over from another pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The first of them.
-    pub first: SegmentId,
-    /// The last.
-    pub last: SegmentId,
-    /// The maker's number less the number that stands in the objects.
-    pub shift: u32,
 }
 
 /// What is known of an object without reading it.
@@ -125,8 +116,8 @@ pub struct Manifest {
     pub predecessors: Vec<([u8; 16], VolumeId)>,
     /// Head, checkpoints and ghosts; a parent that is not among them is left out.
     pub roots: Vec<RootEntry>,
-    /// Taken over from elsewhere, by first segment.
-    pub origins: Vec<Origin>,
+    /// What the maker took over from others.
+    pub origins: Origins,
     /// All objects that the state needs.
     pub objects: BTreeMap<ObjectId, ObjectInfo>,
     /// Where segments are.
@@ -163,7 +154,7 @@ impl Manifest {
         let packed = zstd::bulk::compress(&body, ZSTD_LEVEL).map_err(|e| Error::io("compressing a manifest", e))?;
         let mut out = Vec::with_capacity(HEADER + packed.len());
         out.extend_from_slice(MAGIC);
-        out.put_u16(OBJECT_VERSION);
+        out.put_u16(MANIFEST_VERSION);
         out.put_u16(0);
         out.put_u32(0);
         out.put_u64(body.len() as u64);
@@ -204,12 +195,7 @@ impl Manifest {
         }
         out.put_u32(self.roots.len() as u32);
         self.roots.iter().for_each(|root| put_root(&mut out, root));
-        out.put_u32(self.origins.len() as u32);
-        for origin in &self.origins {
-            out.put_u32(origin.first.0);
-            out.put_u32(origin.last.0);
-            out.put_u32(origin.shift);
-        }
+        self.origins.encode(&mut out);
         out.put_u32(self.objects.len() as u32);
         for (id, info) in &self.objects {
             out.extend_from_slice(&id.pool);
@@ -263,9 +249,9 @@ impl Manifest {
         if crc != checksum_without(bytes, CRC_AT) {
             return Err(Error::corrupt("damaged (checksum mismatch)"));
         }
-        if version != OBJECT_VERSION {
+        if version == 0 || version > MANIFEST_VERSION {
             return Err(Error::invalid(format!(
-                "format version {version}, this program reads {OBJECT_VERSION}: use a newer cairn"
+                "format version {version}, this program reads 1 to {MANIFEST_VERSION}: use a newer cairn"
             )));
         }
         if len > MANIFEST_BYTES_MAX as u64 {
@@ -276,13 +262,13 @@ impl Manifest {
         if body.len() as u64 != len {
             return Err(Error::corrupt(format!("it claims {len} bytes and has others")));
         }
-        Self::from_body(&body)
+        Self::from_body(&body, version)
     }
 
-    /// Reads what was compressed.
-    pub fn from_body(body: &[u8]) -> Result<Self> {
+    /// Reads what was compressed, in a manifest of this version.
+    pub fn from_body(body: &[u8], version: u16) -> Result<Self> {
         let mut r = Reader::new(body, "manifest");
-        let manifest = Self::decode_body(&mut r)?;
+        let manifest = Self::decode_body(&mut r, version)?;
         if r.left() != 0 {
             return Err(Error::corrupt("it has bytes too many"));
         }
@@ -290,7 +276,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn decode_body(r: &mut Reader<'_>) -> Result<Self> {
+    fn decode_body(r: &mut Reader<'_>, version: u16) -> Result<Self> {
         let (name, number, epoch, nonce) = (r.text()?, r.u64()?, r.u64()?, sixteen(r)?);
         let tenure = match r.u8()? {
             0 => Tenure::Owned,
@@ -319,7 +305,7 @@ impl Manifest {
             next_segment: r.u32()?,
             predecessors: predecessors(r)?,
             roots: Vec::new(),
-            origins: Vec::new(),
+            origins: Origins::default(),
             objects: BTreeMap::new(),
             segments: BTreeMap::new(),
             tail: Vec::new(),
@@ -330,14 +316,7 @@ impl Manifest {
         for _ in 0..r.u32()? {
             manifest.roots.push(root(r)?);
         }
-        for _ in 0..r.u32()? {
-            let origin = Origin { first: SegmentId(r.u32()?), last: SegmentId(r.u32()?), shift: r.u32()? };
-            let behind = manifest.origins.last().is_none_or(|before| before.last < origin.first);
-            if origin.first > origin.last || origin.shift > origin.first.0 || !behind {
-                return Err(Error::corrupt("it takes over segments that cannot be"));
-            }
-            manifest.origins.push(origin);
-        }
+        manifest.origins = Origins::decode(r, version)?;
         let mut ids = Vec::new();
         for _ in 0..r.u32()? {
             let id = ObjectId { pool: sixteen(r)?, volume: VolumeId(r.u64()?), number: r.u64()? };
@@ -418,6 +397,8 @@ fn sixteen(r: &mut Reader<'_>) -> Result<[u8; 16]> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::origin::Origin;
+    use super::super::renumbering::Renumbering;
     use super::*;
     use crate::format::anchor::RootKind;
 
@@ -425,6 +406,10 @@ mod tests {
         let object = ObjectId { pool: [7; 16], volume: VolumeId(3), number: 1 };
         let info = ObjectInfo { len: 5000, directory: 300, check: 99 };
         let parts = vec![Part { first: 1, end: 40, object }];
+        let numbers = [(1, 5), (5, 9)].map(|(there, here)| (SegmentId(there), SegmentId(here)));
+        let mut origins = Origins::default();
+        let made = vec![(SegmentId(5), SegmentId(9))];
+        origins.learn(Origin { numbers: Renumbering::of(numbers.into_iter()), made }).unwrap();
         let root = RootEntry {
             id: RootId(4),
             volume: VolumeId(3),
@@ -455,7 +440,7 @@ mod tests {
             next_segment: 10,
             predecessors: vec![([8; 16], VolumeId(2))],
             roots: vec![root],
-            origins: vec![Origin { first: SegmentId(5), last: SegmentId(9), shift: 4 }],
+            origins,
             objects: [(object, info)].into(),
             segments: [(SegmentId(6), SegmentParts { kind: SegmentKind::Log, volume: VolumeId(3), parts })].into(),
             tail: vec![object],
@@ -515,13 +500,12 @@ mod tests {
         let refused = |change: &dyn Fn(&mut Manifest)| {
             let mut bad = manifest();
             change(&mut bad);
-            Manifest::from_body(&bad.body()).is_err()
+            Manifest::from_body(&bad.body(), MANIFEST_VERSION).is_err()
         };
         assert!(!refused(&|_| {}));
         assert!(refused(&|m| m.number = 0), "no number");
         assert!(refused(&|m| m.anchor_lsn = Lsn(101)), "an anchor behind the cut");
         assert!(refused(&|m| m.head = RootId(5)), "no head");
-        assert!(refused(&|m| m.origins.push(m.origins[0])), "origins that overlap");
         assert!(refused(&|m| m.objects.clear()), "parts in an object that is not there");
         let far = |m: &mut Manifest| m.segments.insert(SegmentId(1 << 27), m.segments[&SegmentId(6)].clone());
         assert!(refused(&|m| drop(far(m))), "no such segment");

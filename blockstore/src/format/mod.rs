@@ -12,8 +12,10 @@ pub(crate) mod golden;
 pub mod live;
 pub mod manifest;
 pub mod object;
+pub mod origin;
 pub mod page;
 pub mod record;
+pub mod renumbering;
 pub mod segment;
 pub mod superblock;
 
@@ -21,3 +23,5 @@ pub mod superblock;
 pub const VERSION: u16 = 1;
 /// Version written into anchors; covers the map pages that they refer to, too. Older ones are read.
 pub const ANCHOR_VERSION: u16 = 3;
+/// Version written into manifests. Older ones are read.
+pub const MANIFEST_VERSION: u16 = 2;

@@ -11,6 +11,7 @@
 
 use super::bits::{self, Packed};
 use super::codec::{checksum_without, seal_checksum, Append};
+use super::renumbering::Renumbering;
 use crate::error::{Error, Result};
 use crate::limits::BLOCK;
 use crate::map::{Ref, FANOUT};
@@ -128,43 +129,28 @@ pub fn verify(bytes: &[u8], addr: SlotAddr) -> Result<()> {
     Ok(())
 }
 
-/// Adds `by` to every address in a verified page of another pool: its segments have other numbers here. The
-/// page's checksum no longer holds. Nodes that overlap, which no writer makes, would be moved twice: they are damage.
-pub fn shift(page: &mut [u8], by: u64) -> Result<()> {
-    let damaged = || Error::corrupt("a map page holds addresses that cannot be");
-    let nodes = word(page, COUNT_AT).ok_or_else(damaged)?;
+/// Gives every address in a verified page of another pool the number that its segment has here. The page's checksum
+/// no longer holds. Nodes that overlap, which no writer makes, would be moved twice: they are damage.
+pub fn renumber(page: &mut [u8], numbers: &Renumbering) -> Result<()> {
+    let moved = |stored: u64| {
+        let addr = Some(SlotAddr(stored & ((1 << ADDRESS_BITS) - 1))).filter(|addr| addr.0 != 0)?;
+        let here = numbers.addr(addr).filter(|here| here.0 != 0 && here.0 >> ADDRESS_BITS == 0)?;
+        Some(stored - addr.0 + here.0)
+    };
+    let nodes = word(page, COUNT_AT).ok_or_else(misplaced)?;
     let mut free = TABLE_AT + 2 * nodes;
     for index in 0..nodes {
-        let start = word(page, TABLE_AT + 2 * index).filter(|start| *start >= free).ok_or_else(damaged)?;
-        let (kind, count, packed) = {
-            let index = index.try_into().map_err(|_| damaged())?;
-            let node = NodeView::of(page, index)?;
-            free = start + node.bytes.len();
-            let kind = node.bytes.first().copied().ok_or_else(damaged)?;
-            (kind, node.bitmap.count_ones() as usize, kind & DENSE != 0)
-        };
-        // Where the first number stands, how many there are, and how many bytes each takes.
-        let (at, count, bytes) = match kind {
-            DENSE_FULL => (KIND, 1, FRAME - 1),
-            _ if packed => (KIND + BITMAP, usize::from(count > 0), FRAME - 1),
-            0 => (KIND + BITMAP, count, 5),
-            _ => (KIND + BITMAP, count, 8),
-        };
-        let numbers = page.get_mut(start + at..start + at + count * bytes).ok_or_else(damaged)?;
-        for number in numbers.chunks_exact_mut(bytes) {
-            let stored = number.iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b));
-            let addr = stored & ((1 << ADDRESS_BITS) - 1);
-            let hole = bytes == 8 && stored >> 62 == 0;
-            if hole {
-                continue;
-            }
-            if addr == 0 || (addr + by) >> ADDRESS_BITS != 0 {
-                return Err(damaged());
-            }
-            number.copy_from_slice((stored + by).to_le_bytes().get(..bytes).ok_or_else(damaged)?);
-        }
+        let start = word(page, TABLE_AT + 2 * index).filter(|start| *start >= free).ok_or_else(misplaced)?;
+        let node = NodeView::of(page, index.try_into().map_err(|_| misplaced())?)?;
+        free = start + node.bytes.len();
+        let written = node.renumbered(&moved).ok_or_else(misplaced)?;
+        page.get_mut(start..free).ok_or_else(misplaced)?.copy_from_slice(&written);
     }
     Ok(())
+}
+
+fn misplaced() -> Error {
+    Error::corrupt("a map page holds addresses that cannot be")
 }
 
 fn word(page: &[u8], at: usize) -> Option<usize> {
@@ -223,6 +209,36 @@ impl<'a> NodeView<'a> {
         let behind = rest.get(bits::bytes(bitmap.count_ones() as usize, width)..)?;
         let bytes = node.get(..node.len() - behind.len())?;
         Some(Self { level, bitmap, base, entries: Packed::new(rest, width), bytes })
+    }
+
+    /// The node's bytes with its addresses `moved`; just as many. `None` when one cannot be, or is too far from another.
+    fn renumbered(&self, moved: &impl Fn(u64) -> Option<u64>) -> Option<Vec<u8>> {
+        let (kind, count) = (*self.bytes.first()?, self.bitmap.count_ones() as usize);
+        let head = KIND + if kind == DENSE_FULL { 0 } else { BITMAP };
+        let mut out = self.bytes.get(..head)?.to_vec();
+        if kind & DENSE != 0 && count > 0 {
+            let (base, width) = (moved(self.base)?, self.entries.width());
+            out.put_u40(base);
+            out.put_u8(width as u8);
+            let largest = u64::MAX.checked_shr(u64::BITS - width).unwrap_or(0);
+            let near = |rank| Some(moved(self.nth(rank).ok()?)?.checked_sub(base)?).filter(|near| *near <= largest);
+            let all: Vec<u64> = (0..count).map(near).collect::<Option<_>>()?;
+            bits::pack(all.into_iter(), width, &mut out);
+        } else if kind & DENSE != 0 {
+            out.extend_from_slice(self.bytes.get(head..)?);
+        } else {
+            for rank in 0..count {
+                let stored = self.entries.get(rank);
+                let hole = self.level > 0 && stored >> 62 == 0;
+                let stored = if hole { stored } else { moved(stored)? };
+                if self.level > 0 {
+                    out.put_u64(stored);
+                } else {
+                    out.put_u40(stored);
+                }
+            }
+        }
+        (out.len() == self.bytes.len()).then_some(out)
     }
 
     /// Entry `i`, by its place among those present; 0 when absent.
@@ -288,6 +304,7 @@ impl<'a> NodeView<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::SegmentId;
     use proptest::prelude::*;
 
     const HIGHEST: u64 = (1 << ADDRESS_BITS) - 1;
@@ -366,19 +383,24 @@ mod tests {
         assert!(!node.is_dense_leaf());
     }
 
+    /// Moves all segments by five.
+    fn by_five() -> Renumbering {
+        Renumbering::of([(0, 5), (1 << 26, (1 << 26) + 5)].map(|(a, b)| (SegmentId(a), SegmentId(b))).into_iter())
+    }
+
     #[test]
-    fn a_shifted_page_holds_shifted_addresses() {
+    fn a_renumbered_page_holds_the_addresses_here() {
         let leaf: [u64; FANOUT] = std::array::from_fn(|i| if i % 3 == 0 { 0 } else { 1000 + 7 * i as u64 });
         let full: [u64; FANOUT] = std::array::from_fn(|i| 1 + i as u64);
         let mut inner = [0; FANOUT];
         inner[3] = Ref::page(SlotAddr(70), 9).bits();
         inner[5] = Ref::run(SlotAddr(9000)).bits();
         let mut builder = PageBuilder::default();
-        for (level, entries) in [(0, &leaf), (0, &full), (2, &inner)] {
+        for (level, entries) in [(0, &leaf), (0, &full), (2, &inner), (0, &[0; FANOUT])] {
             builder.push(level, entries).unwrap();
         }
         let mut page = builder.finish(ADDR);
-        shift(&mut page, 5 << 13).unwrap();
+        renumber(&mut page, &by_five()).unwrap();
         let moved = |e: u64| if e == 0 { 0 } else { e + (5 << 13) };
         assert_eq!(*NodeView::of(&page, 0).unwrap().entries(0).unwrap(), leaf.map(moved));
         assert_eq!(*NodeView::of(&page, 1).unwrap().entries(0).unwrap(), full.map(moved));
@@ -386,12 +408,30 @@ mod tests {
         assert_eq!(node.child(3).unwrap(), Ref::page(SlotAddr(70 + (5 << 13)), 9));
         assert_eq!(node.child(5).unwrap(), Ref::run(SlotAddr(9000 + (5 << 13))));
         assert_eq!(node.child(4).unwrap(), Ref::HOLE);
-        assert!(shift(&mut page, HIGHEST).is_err());
+        assert!(renumber(&mut page, &Renumbering::default()).is_err());
         page.copy_within(TABLE_AT..TABLE_AT + 2, TABLE_AT + 2);
-        assert!(shift(&mut page, 0).is_err(), "two nodes in one place");
+        assert!(renumber(&mut page, &by_five()).is_err(), "two nodes in one place");
         let mut old = page_of(&[0, 0b101, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-        shift(&mut old, 1 << 13).unwrap();
-        assert_eq!(NodeView::of(&old, 0).unwrap().slot(0).unwrap(), 0x05_0403_0201 + (1 << 13));
+        renumber(&mut old, &by_five()).unwrap();
+        assert_eq!(NodeView::of(&old, 0).unwrap().slot(0).unwrap(), 0x05_0403_0201 + (5 << 13));
+    }
+
+    /// Segments that come closer together in one leaf, with dead ones between them.
+    #[test]
+    fn a_packed_leaf_is_renumbered_in_place() {
+        let at = |id: u32, slot: u32| SlotAddr::new(SegmentId(id), slot).0;
+        let mut leaf = [0; FANOUT];
+        (leaf[0], leaf[1], leaf[9], leaf[63]) = (at(900, 8191), at(10, 7), at(500, 3), at(10, 8191));
+        let (numbers, free) = Renumbering::dense([SegmentId(10), SegmentId(900)].into_iter(), 20);
+        let mut builder = PageBuilder::default();
+        builder.push(0, &leaf).unwrap();
+        let mut page = builder.finish(ADDR);
+        renumber(&mut page, &numbers).unwrap();
+        let found = NodeView::of(&page, 0).unwrap();
+        let slot = |i| found.slot(i).unwrap();
+        assert_eq!([1, 63, 0].map(slot), [at(21, 7), at(21, 8191), at(23, 8191)]);
+        let dead = SlotAddr(slot(9)).segment();
+        assert_eq!((dead, free), (SegmentId(22), 25));
     }
 
     #[test]

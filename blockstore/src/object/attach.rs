@@ -4,8 +4,8 @@
 //!   * the volume belongs to this pool from the moment its claim, the next manifest in its maker's own words, is in
 //!     the store; here it exists once an anchor that holds it is durable. A pool that dies in between attaches it again;
 //!   * nothing is downloaded but the manifest and the records of its tail: blocks and map pages come when they are read;
-//!   * the maker's segments get numbers of their own here, all moved by the same distance, which is added when a map
-//!     page is read. Two volumes that share blocks there share none here.
+//!   * the maker's segments get numbers of their own here, which are put into map pages when those are read. Two volumes
+//!     that share blocks there share none here.
 
 use super::claim::{newer_than, newest_manifest};
 use super::lease::TAKEOVER_WAIT_US;
@@ -17,11 +17,13 @@ use super::{Chain, ObjectStore, ObjectTier, Standing};
 use crate::checkpoint::Root;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::RootKind;
-use crate::format::manifest::{Manifest, Origin, Tenure};
+use crate::format::manifest::{Manifest, SegmentParts, Tenure};
 use crate::format::object::BatchEntry;
+use crate::format::origin::{Origin, Origins};
 use crate::format::page::NODES_MAX;
+use crate::format::renumbering::Renumbering;
 use crate::format::segment::{Place, SegmentKind, BITMAP_WORDS};
-use crate::limits::{SEGMENT_BITS, SEGMENT_SLOTS, SLOT_BITS};
+use crate::limits::{SEGMENT_BITS, SEGMENT_SLOTS};
 use crate::map::{MapRoot, Ref, Target};
 use crate::pool::{Pool, Volume, POOL_STREAM};
 use crate::space::{fetch_directory, Segment};
@@ -185,10 +187,10 @@ impl Pool {
         self.check_new_name(&manifest.name)?;
         // Its checkpoints' cuts stand in the maker's numbers: what is new here is later than all of them.
         self.next_lsn = Lsn(self.next_lsn.max(manifest.cut).0 + 1);
-        let shift = self.reserve_numbers(&manifest)?;
+        let numbers = self.reserve_numbers(&manifest)?;
         let id = VolumeId(self.next_volume);
-        self.import_segments(&manifest, id, shift);
-        let head = self.import_roots(&manifest, id, shift)?;
+        self.import_segments(&manifest, id, &numbers)?;
+        let head = self.import_roots(&manifest, id, &numbers)?;
         let mut volume = Volume {
             name: manifest.name.clone(),
             created_us: manifest.created_us,
@@ -207,7 +209,7 @@ impl Pool {
         self.names.insert(volume.name.clone(), id);
         self.volumes.insert(id, volume);
         self.next_volume = id.0 + 1;
-        self.replay_tail(id, &tail, shift)?;
+        self.replay_tail(id, &tail, &numbers)?;
         let (next, now_us, name) = (self.next_lsn, self.clock.monotonic_us(), manifest.name.clone());
         if let Some(tier) = &mut self.tier {
             let chain = Chain {
@@ -233,20 +235,19 @@ impl Pool {
         Ok(id)
     }
 
-    /// Numbers for all segments that the manifest and its map pages can name, dead ones, too: what is stale in a
-    /// state that is being given back must name nobody else's. Returns the distance from the maker's.
-    fn reserve_numbers(&mut self, manifest: &Manifest) -> Result<u32> {
-        let shift = self.segments.next_id;
-        let end = u64::from(shift) + u64::from(manifest.next_segment);
-        if end >> SEGMENT_BITS != 0 {
+    /// Numbers for all segments that the manifest lists, and for what is stale in a state that is being given back: that
+    /// must name nobody else's.
+    fn reserve_numbers(&mut self, manifest: &Manifest) -> Result<Renumbering> {
+        let (numbers, free) = Renumbering::dense(manifest.segments.keys().copied(), self.segments.next_id);
+        if free > 1 << SEGMENT_BITS {
             return Err(Error::new(ErrorKind::NoSpace, "the pool has no segment numbers left for this volume"));
         }
-        self.segments.next_id = end as u32;
-        Ok(shift)
+        self.segments.next_id = free as u32;
+        Ok(numbers)
     }
 
-    fn import_segments(&mut self, manifest: &Manifest, volume: VolumeId, shift: u32) {
-        for (id, segment) in &manifest.segments {
+    fn import_segments(&mut self, manifest: &Manifest, volume: VolumeId, numbers: &Renumbering) -> Result<()> {
+        for (here, segment) in known_here(manifest, numbers) {
             let mut account = Segment::new(segment.kind, volume);
             (account.sealed, account.settled, account.place) = (true, true, Place::Imported);
             let mut bits = [0; BITMAP_WORDS];
@@ -259,47 +260,44 @@ impl Pool {
             account.live = bits.iter().map(|w: &u64| w.count_ones()).sum();
             account.bits = Arc::new(bits);
             account.nodes = (segment.kind == SegmentKind::Map).then(|| Arc::new(nodes));
-            self.segments.table.insert(SegmentId(id.0 + shift), account);
+            self.segments.table.insert(here, account);
         }
-        self.import_parts(manifest, shift);
+        self.import_parts(manifest, numbers)
     }
 
     /// What an interrupted attaching left here can be read, so that it can be given back.
-    pub(crate) fn adopt_interrupted(&mut self, id: VolumeId, manifest: &Manifest) {
+    pub(crate) fn adopt_interrupted(&mut self, id: VolumeId, manifest: &Manifest) -> Result<()> {
         let imported = self.segments.table.iter().filter(|(_, s)| s.place == Place::Imported && s.volume == id);
         let here: Vec<SegmentId> = imported.map(|(id, _)| id).collect();
-        let (Some(first), Some(theirs)) = (here.first(), manifest.segments.keys().next()) else { return };
-        let Some(shift) = first.0.checked_sub(theirs.0) else { return };
-        let theirs =
-            |id: &SegmentId| id.0.checked_sub(shift).is_some_and(|n| manifest.segments.contains_key(&SegmentId(n)));
-        if here.iter().all(theirs) {
-            self.import_parts(manifest, shift);
+        let Some(before) = here.first().and_then(|first| first.0.checked_sub(1)) else { return Ok(()) };
+        let (numbers, _) = Renumbering::dense(manifest.segments.keys().copied(), before);
+        let theirs = |id: &SegmentId| numbers.there(*id).is_some_and(|id| manifest.segments.contains_key(&id));
+        if !here.iter().all(theirs) {
+            return Ok(());
         }
+        self.import_parts(manifest, &numbers)
     }
 
-    fn import_parts(&mut self, manifest: &Manifest, shift: u32) {
+    fn import_parts(&mut self, manifest: &Manifest, numbers: &Renumbering) -> Result<()> {
         if let Some(tier) = &mut self.tier {
             tier.cleaner.spare(|id| manifest.objects.contains_key(id));
         }
-        let Some(remote) = &mut self.segments.remote else { return };
+        let Some(remote) = &mut self.segments.remote else { return Ok(()) };
         Arc::make_mut(&mut remote.objects).extend(manifest.objects.iter().map(|(id, info)| (*id, *info)));
-        let parts = manifest.segments.iter().map(|(id, s)| (SegmentId(id.0 + shift), s.parts.clone()));
+        let parts = known_here(manifest, numbers).map(|(here, segment)| (here, segment.parts.clone()));
         Arc::make_mut(&mut remote.parts).extend(parts);
-        remote.origins.extend(origins_here(manifest, shift));
-        remote.origins.sort_by_key(|origin| origin.first);
+        origins_here(manifest, numbers).into_iter().try_for_each(|origin| remote.origins.learn(origin))
     }
 
-    fn import_roots(&mut self, manifest: &Manifest, volume: VolumeId, shift: u32) -> Result<RootId> {
-        let by = u64::from(shift) << SLOT_BITS;
-        let mut numbers: HashMap<RootId, RootId> = HashMap::new();
+    fn import_roots(&mut self, manifest: &Manifest, volume: VolumeId, numbers: &Renumbering) -> Result<RootId> {
+        let mut roots: HashMap<RootId, RootId> = HashMap::new();
         let known: std::collections::HashSet<RootId> = manifest.roots.iter().map(|root| root.id).collect();
         if !known.contains(&manifest.head) {
             return Err(Error::corrupt(format!("the manifest of {:?} has no head", manifest.name)));
         }
         for entry in &manifest.roots {
             let moved = |addr: SlotAddr| {
-                let moved = Some(SlotAddr(addr.0 + by)).filter(|moved| moved.0 >> SlotAddr::BITS == 0);
-                moved.ok_or_else(|| Error::corrupt("a manifest refers to more than there can be"))
+                numbers.addr(addr).ok_or_else(|| Error::corrupt("a manifest refers to a segment that it does not list"))
             };
             let top = match Ref::from_stored(entry.top)?.target() {
                 Target::Hole => Ref::HOLE,
@@ -310,20 +308,21 @@ impl Pool {
             let map = MapRoot { top, level: entry.level };
             let (children, kind) = (Vec::new(), entry.kind.clone());
             let id = self.roots.insert(Root { volume, map, size: entry.size, parent: None, children, kind });
-            numbers.insert(entry.id, id);
+            roots.insert(entry.id, id);
         }
         for entry in &manifest.roots {
-            let parent = entry.parent.and_then(|parent| numbers.get(&parent).copied());
-            if let (Some(parent), Some(id)) = (parent, numbers.get(&entry.id)) {
+            let parent = entry.parent.and_then(|parent| roots.get(&parent).copied());
+            if let (Some(parent), Some(id)) = (parent, roots.get(&entry.id)) {
                 self.roots.set_parent(*id, Some(parent));
             }
         }
-        Ok(numbers[&manifest.head])
+        Ok(roots[&manifest.head])
     }
 
-    fn replay_tail(&mut self, volume: VolumeId, tail: &[(SegmentId, BatchEntry)], shift: u32) -> Result<()> {
+    fn replay_tail(&mut self, volume: VolumeId, tail: &[(SegmentId, BatchEntry)], numbers: &Renumbering) -> Result<()> {
         for (segment, batch) in tail {
-            let here = SegmentId(segment.0 + shift);
+            let here = numbers.here(*segment);
+            let here = here.ok_or_else(|| Error::corrupt("the manifest does not list a segment of its tail"))?;
             let mut addr = SlotAddr::new(here, batch.slot + 1);
             for (record, i) in batch.records.iter().zip(0..) {
                 let lsn = Lsn(batch.first_lsn.0 + i);
@@ -392,7 +391,7 @@ impl Pool {
         let named = makers(&manifest);
         if tenure == Tenure::Deleted {
             let Manifest { roots, origins, objects, segments, tail, .. } = &mut manifest;
-            (*roots, *origins, *segments) = (Vec::new(), Vec::new(), BTreeMap::new());
+            (*roots, *origins, *segments) = (Vec::new(), Origins::default(), BTreeMap::new());
             (*objects, *tail) = (BTreeMap::new(), Vec::new());
         }
         let mut pinned = chain.pinned.clone();
@@ -426,24 +425,35 @@ pub(crate) fn nothing(name: &str, id: VolumeId, epoch: u64, pool: [u8; 16]) -> M
         next_segment: 0,
         predecessors: Vec::new(),
         roots: Vec::new(),
-        origins: Vec::new(),
+        origins: Origins::default(),
         objects: BTreeMap::new(),
         segments: BTreeMap::new(),
         tail: Vec::new(),
     }
 }
 
-/// What a manifest took over, and the manifest's own segments, under the numbers that they have here.
-fn origins_here(manifest: &Manifest, shift: u32) -> Vec<Origin> {
-    let moved = |id: SegmentId| SegmentId(id.0 + shift);
-    let mut origins: Vec<Origin> = Vec::new();
-    for id in manifest.segments.keys() {
-        let theirs = manifest.origins.iter().find(|o| (o.first..=o.last).contains(id)).map_or(0, |o| o.shift);
-        let (here, shift) = (moved(*id), theirs + shift);
-        match origins.last_mut() {
-            Some(last) if last.shift == shift => last.last = here,
-            _ => origins.push(Origin { first: here, last: here, shift }),
-        }
-    }
-    origins
+/// The segments of a manifest under the numbers that they have here.
+fn known_here<'a>(
+    manifest: &'a Manifest,
+    numbers: &'a Renumbering,
+) -> impl Iterator<Item = (SegmentId, &'a SegmentParts)> + 'a {
+    manifest.segments.iter().filter_map(|(id, segment)| Some((numbers.here(*id)?, segment)))
+}
+
+/// What a manifest took over from others, and what its maker made, under the numbers that they have here.
+fn origins_here(manifest: &Manifest, numbers: &Renumbering) -> Vec<Origin> {
+    let listed: Vec<SegmentId> = manifest.segments.keys().copied().collect();
+    let taken = manifest.origins.iter().map(Some).chain([None]);
+    let origins = taken.map(|origin| {
+        let mine = |id: &SegmentId| manifest.origins.of(*id).map(|(made_by, _)| made_by) == origin;
+        let runs = listed.chunk_by(|a, b| mine(a) == mine(b)).filter(|ids| ids.first().is_some_and(mine));
+        let made = runs.filter_map(|ids| Some((numbers.here(*ids.first()?)?, numbers.here(*ids.last()?)?)));
+        // Only map pages name segments of other makers.
+        let maps = manifest.segments.iter().any(|(id, segment)| segment.kind == SegmentKind::Map && mine(id));
+        let there = |id: SegmentId| origin.map_or(Some(id), |origin| origin.numbers.there(id));
+        let named = listed.iter().filter(|id| maps || mine(id));
+        let named = named.filter_map(|id| Some((there(*id)?, numbers.here(*id)?)));
+        Origin { numbers: Renumbering::of(named), made: made.collect() }
+    });
+    origins.filter(|origin| !origin.made.is_empty()).collect()
 }

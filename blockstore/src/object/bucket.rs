@@ -12,7 +12,7 @@ use super::sweep::object_id;
 use super::{ObjectStore, Range};
 use crate::check::{tick, Ticker};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::manifest::{manifest_key, Manifest, ObjectInfo, Origin, Tenure};
+use crate::format::manifest::{manifest_key, Manifest, ObjectInfo, Tenure};
 use crate::format::object::{Directory, ObjectId};
 use crate::space::{fetch_directory, store_error};
 use crate::types::SegmentId;
@@ -150,7 +150,7 @@ fn check_objects(
 ) -> Result<()> {
     let mut ranges: BTreeMap<ObjectId, BTreeSet<(SegmentId, u32, u32)>> = BTreeMap::new();
     for (id, segment) in &manifest.segments {
-        let original = SegmentId(id.0 - shift(&manifest.origins, *id));
+        let original = manifest.origins.of(*id).map_or(*id, |(_, there)| there);
         for part in &segment.parts {
             ranges.entry(part.object).or_default().insert((original, part.first, part.end));
         }
@@ -181,10 +181,6 @@ fn check_objects(
     }
     report.volumes.insert(manifest.name.clone(), bytes);
     Ok(())
-}
-
-fn shift(origins: &[Origin], id: SegmentId) -> u32 {
-    origins.iter().find(|origin| (origin.first..=origin.last).contains(&id)).map_or(0, |origin| origin.shift)
 }
 
 fn check_object(

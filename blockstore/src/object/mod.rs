@@ -26,7 +26,7 @@ mod upload;
 pub use crate::format::manifest::Tenure;
 pub use attach::AttachJob;
 pub use bucket::{check_bucket, BucketReport, VolumeBytes};
-pub use claim::ClaimJob;
+pub use claim::{newest_manifest, ClaimJob};
 pub use clean::{CleanJob, ObjectCleaning};
 pub use counts::StoreCounts;
 pub use entropy::Entropy;

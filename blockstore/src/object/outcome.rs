@@ -64,14 +64,13 @@ impl Pool {
         }
         if manifest.maker == pool_id && manifest.volume == id {
             // Whoever has the volume now: this says where what was given up here lies.
-            self.adopt(&manifest);
+            self.adopt(&manifest)?;
         }
         let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) else { return Ok(()) };
         if manifest.pool == pool_id && manifest.maker != pool_id {
             // Nothing was promised for it yet: it is as if it had not begun, and can be done again.
             chain.standing = Standing::Interrupted;
-            self.adopt_interrupted(id, &manifest);
-            return Ok(());
+            return self.adopt_interrupted(id, &manifest);
         }
         let ours = manifest.pool == pool_id && manifest.volume == id;
         if !ours {
@@ -152,8 +151,8 @@ impl Pool {
     }
 
     /// Takes over what a manifest of this pool says of segments that are known here.
-    pub(crate) fn adopt(&mut self, manifest: &Manifest) {
-        let Some(remote) = &mut self.segments.remote else { return };
+    pub(crate) fn adopt(&mut self, manifest: &Manifest) -> Result<()> {
+        let Some(remote) = &mut self.segments.remote else { return Ok(()) };
         let (known, objects) = (Arc::make_mut(&mut remote.parts), Arc::make_mut(&mut remote.objects));
         for (id, segment) in &manifest.segments {
             if self.segments.table.get(*id).is_none() {
@@ -167,12 +166,10 @@ impl Pool {
                 }
             }
         }
-        for origin in &manifest.origins {
-            if !remote.origins.contains(origin) {
-                remote.origins.push(*origin);
-            }
+        for origin in manifest.origins.iter() {
+            remote.origins.learn(origin.clone())?;
         }
-        remote.origins.sort_by_key(|origin| origin.first);
+        Ok(())
     }
 
     fn uploaded(&mut self, job: UploadJob) -> Result<()> {

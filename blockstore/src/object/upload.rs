@@ -14,8 +14,9 @@ use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::{Anchor, RootEntry};
 use crate::format::batch::{Batch, Identity};
-use crate::format::manifest::{manifest_key, Manifest, ObjectInfo, Origin, Part, SegmentParts, Tenure};
+use crate::format::manifest::{manifest_key, Manifest, ObjectInfo, Part, SegmentParts, Tenure};
 use crate::format::object::{present, within, BatchEntry, Directory, ObjectBuilder, ObjectId, RangeEntry};
+use crate::format::origin::{Origin, Origins};
 use crate::format::page;
 use crate::format::segment::{directory_crc, directory_place, verify_directory_page, Bitmap, Place, SegmentKind};
 use crate::limits::{BLOCK, BLOCK_U64, END_SLOT, FENCE_FRESH_US, FIRST_SLOT};
@@ -113,7 +114,7 @@ pub struct UploadJob {
     pub(crate) segments: Vec<SegmentAtCut>,
     pub(crate) parts: Arc<BTreeMap<SegmentId, Vec<Part>>>,
     pub(crate) objects: Arc<BTreeMap<ObjectId, ObjectInfo>>,
-    pub(crate) origins: Vec<Origin>,
+    pub(crate) origins: Origins,
     pub(crate) next_segment: u32,
     pub(crate) chapters: Vec<Chapter>,
     pub(crate) next_task: AtomicUsize,
@@ -268,7 +269,7 @@ impl UploadJob {
             next_segment: self.next_segment,
             predecessors: chapter.predecessors.clone(),
             roots: roots_of(&self.anchor, chapter.volume),
-            origins: Vec::new(),
+            origins: Origins::default(),
             objects: BTreeMap::new(),
             segments: BTreeMap::new(),
             tail: Vec::new(),
@@ -315,8 +316,11 @@ impl UploadJob {
                 manifest.segments.insert(segment.id, parts);
             }
         }
-        let named = |origin: &&Origin| manifest.segments.range(origin.first..=origin.last).next().is_some();
-        manifest.origins = self.origins.iter().filter(named).copied().collect();
+        let listed = &manifest.segments;
+        let named =
+            |origin: &&Origin| origin.made.iter().any(|(first, last)| listed.range(first..=last).next().is_some());
+        let named: Vec<&Origin> = self.origins.iter().filter(named).collect();
+        named.into_iter().try_for_each(|origin| manifest.origins.learn(origin.clone()))?;
         manifest.tail = tail.into_iter().collect();
         Ok(manifest)
     }

@@ -10,13 +10,13 @@
 use super::kept::Kept;
 use super::wants::{Arrival, Batch, FrameAt, Piece, Wants, FRAMES_PER_FETCH};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::manifest::{ObjectInfo, Origin, Part};
+use crate::format::manifest::{ObjectInfo, Part};
 use crate::format::object::{open_frame, Directory, Frame, ObjectId, RangeEntry, FRAME_SLOTS};
+use crate::format::origin::Origins;
 use crate::format::page;
 use crate::format::segment::{encode_directory_page, SegmentKind};
 use crate::limits::{
     BLOCK, CRCS_PER_PAGE, OBJECT_DIRECTORIES_KEPT, OBJECT_DIRECTORY_MAX, OBJECT_FRAMES_KEPT, OBJECT_MAP_FRAMES_KEPT,
-    SLOT_BITS,
 };
 use crate::object::{ObjectStore, Range, StoreError, StoreErrorKind};
 use crate::types::{SegmentId, SlotAddr};
@@ -110,8 +110,8 @@ pub fn fetch_directory(store: &dyn ObjectStore, object: &ObjectId, info: &Object
 /// The part of a pool that is in the object store.
 pub struct Remote {
     store: Arc<dyn ObjectStore>,
-    /// Segments taken over from other pools, by first segment.
-    pub origins: Vec<Origin>,
+    /// Segments taken over from other pools.
+    pub origins: Origins,
     /// All objects that are known.
     pub objects: Arc<BTreeMap<ObjectId, ObjectInfo>>,
     /// Where slots are, by segment.
@@ -133,7 +133,7 @@ impl Remote {
     pub fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
             store,
-            origins: Vec::new(),
+            origins: Origins::default(),
             objects: Arc::default(),
             parts: Arc::default(),
             directories: RefCell::new(Kept::new(OBJECT_DIRECTORIES_KEPT)),
@@ -167,15 +167,9 @@ impl Remote {
         self.reads.get()
     }
 
-    /// What stands in the objects for a segment's number here: less this.
-    pub fn shift(&self, id: SegmentId) -> u32 {
-        let at = self.origins.partition_point(|origin| origin.first <= id);
-        let origin = at.checked_sub(1).and_then(|at| self.origins.get(at));
-        origin.filter(|origin| id <= origin.last).map_or(0, |origin| origin.shift)
-    }
-
-    fn original(&self, addr: SlotAddr) -> SlotAddr {
-        SlotAddr(addr.0 - (u64::from(self.shift(addr.segment())) << SLOT_BITS))
+    /// The number that stands in the objects for a segment's number here.
+    fn original(&self, id: SegmentId) -> SegmentId {
+        self.origins.of(id).map_or(id, |(_, there)| there)
     }
 
     /// Whether an object is known to hold a slot.
@@ -302,7 +296,7 @@ impl Remote {
                 }
                 directory => directory?,
             };
-            let original = self.original(at);
+            let original = SlotAddr::new(self.original(at.segment()), at.slot());
             let missing =
                 || Error::corrupt(format!("object {} does not hold {at}, which is in use", part.object.key()));
             let mut found = directory.ranges.iter().filter(|range| range.segment == original.segment());
@@ -382,13 +376,13 @@ impl Remote {
     pub fn map_page(&self, addr: SlotAddr) -> Result<Box<[u8; BLOCK]>> {
         let mut block = Box::new([0; BLOCK]);
         self.slots(addr, &mut block[..])?;
-        page::verify(&block[..], self.original(addr)).map_err(|e| {
+        let there = SlotAddr::new(self.original(addr.segment()), addr.slot());
+        page::verify(&block[..], there).map_err(|e| {
             let key = self.key_of(addr).unwrap_or_default();
             Error::new(e.kind(), format!("object {key}: {e}"))
         })?;
-        let shift = self.shift(addr.segment());
-        if shift != 0 {
-            page::shift(&mut block[..], u64::from(shift) << SLOT_BITS)?;
+        if let Some((origin, _)) = self.origins.of(addr.segment()) {
+            page::renumber(&mut block[..], &origin.numbers)?;
         }
         Ok(block)
     }
@@ -397,7 +391,7 @@ impl Remote {
     pub fn directory_page(&self, id: SegmentId, index: u32) -> Result<Box<[u8; BLOCK]>> {
         let first = index * CRCS_PER_PAGE;
         let mut crcs = vec![0; CRCS_PER_PAGE as usize];
-        let original = self.original(SlotAddr::new(id, 0)).segment();
+        let original = self.original(id);
         for part in self.parts.get(&id).into_iter().flatten() {
             if part.end <= first || part.first >= first + CRCS_PER_PAGE {
                 continue;

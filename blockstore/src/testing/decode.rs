@@ -5,14 +5,16 @@
 
 use crate::format::anchor::Anchor;
 use crate::format::batch::{Batch, Identity};
-use crate::format::codec::{seal_checksum, Reader};
+use crate::format::codec::{seal_checksum, Append, Reader};
 use crate::format::manifest::{manifest_key, Manifest};
 use crate::format::object::{open_frame, present, Directory, Frame, ObjectId, FRAME_SLOTS};
 use crate::format::page::{self, NodeView};
 use crate::format::record::Record;
+use crate::format::renumbering::Renumbering;
 use crate::format::segment::{self, SegmentHeader};
 use crate::format::superblock::Superblock;
-use crate::limits::{BLOCK, CRCS_PER_PAGE, SLOT_BITS};
+use crate::format::MANIFEST_VERSION;
+use crate::limits::{BLOCK, CRCS_PER_PAGE};
 use crate::map::FANOUT;
 use crate::types::{SegmentId, SlotAddr, VolumeId};
 
@@ -30,7 +32,7 @@ pub fn decode(input: &[u8]) {
         5 => anchor(bytes, seal),
         7 => object_directory(bytes, seal),
         8 => frame(bytes),
-        9 => shifted_page(bytes, seal),
+        9 => renumbered_page(bytes, seal),
         10 => manifest(bytes, seal),
         11 => manifest_body(bytes),
         _ => record(bytes),
@@ -161,22 +163,27 @@ fn frame(bytes: &[u8]) {
     }
 }
 
-/// A page by a distance that the first four bytes give, in segments.
-fn shifted_page(bytes: &[u8], seal: bool) {
-    let Some((by, bytes)) = bytes.split_first_chunk() else { return };
-    let by = u64::from(u32::from_le_bytes(*by)) << SLOT_BITS;
+/// A page whose segments have numbers here as the first twelve bytes say.
+fn renumbered_page(bytes: &[u8], seal: bool) {
+    let Some((numbers, bytes)) = bytes.split_first_chunk::<12>() else { return };
+    let mut runs = Vec::new();
+    runs.put_u32(1);
+    runs.extend_from_slice(numbers);
+    let Ok(numbers) = Renumbering::decode(&mut Reader::new(&runs, "runs")) else { return };
     let page = block(bytes, seal.then_some(4));
     let mut moved = page.clone();
-    if page::verify(&page, SlotAddr(number(&page, 8, 8))).is_err() || page::shift(&mut moved, by).is_err() {
+    if page::verify(&page, SlotAddr(number(&page, 8, 8))).is_err() || page::renumber(&mut moved, &numbers).is_err() {
         return;
     }
+    const ADDRESS: u64 = (1 << SlotAddr::BITS) - 1;
     for index in 0..=u8::MAX {
         let (Ok(before), Ok(after)) = (NodeView::of(&page, index), NodeView::of(&moved, index)) else { continue };
         for level in 0..=16 {
-            // An address may have become too large: then reading it says so.
             let (Ok(before), Ok(after)) = (before.entries(level), after.entries(level)) else { continue };
             let hole = |entry: u64| if level == 0 { entry == 0 } else { entry >> 62 == 0 };
-            let expected = before.map(|entry| if hole(entry) { entry } else { entry + by });
+            let here =
+                |entry: u64| numbers.addr(SlotAddr(entry & ADDRESS)).expect("there is a run").0 | entry & !ADDRESS;
+            let expected = before.map(|entry| if hole(entry) { entry } else { here(entry) });
             assert!(*after == expected, "node {index}, level {level}");
         }
     }
@@ -191,7 +198,7 @@ fn manifest(bytes: &[u8], seal: bool) {
 }
 
 fn manifest_body(bytes: &[u8]) {
-    let Ok(found) = Manifest::from_body(bytes) else { return };
+    let Ok(found) = Manifest::from_body(bytes, MANIFEST_VERSION) else { return };
     let again = found.encode().expect("what was read can be written");
     let key = manifest_key(&found.name, found.number);
     assert_eq!(Manifest::decode(&again, &key).ok(), Some(found));

@@ -1,4 +1,6 @@
-//! Hosts that share a bucket, for tests of what is deleted in it.
+//! Hosts that share a bucket, for tests of what moves and what is deleted there.
+
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, ObjectTier, Tenure};
 use blockstore::testing::{sim_tier, Rng, SimClock, SimDisk, SimStore};
