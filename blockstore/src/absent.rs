@@ -13,6 +13,7 @@
 
 use crate::checkpoint::prepare;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::Record;
 use crate::limits::{BLOCK, BLOCK_U64, OBJECT_FRAMES_KEPT, TRIM_INLINE_BLOCKS};
 use crate::map::{span, FANOUT};
 use crate::pool::Pool;
@@ -151,6 +152,17 @@ impl Pool {
         // What lies between its ends is cut off as a whole, and the reaper's.
         let (first, last) = (range.start, range.end - 1);
         all_present([self.prepare_blocks(volume, first..first + 1), self.prepare_blocks(volume, last..last + 1)])
+    }
+
+    /// Looks at what applying a record of a log's tail will read, where some of it is not here: it fails before anything is
+    /// changed.
+    pub(crate) fn prepare_record(&mut self, volume: VolumeId, record: &Record) -> Result<()> {
+        match record {
+            _ if !self.segments.table.away => Ok(()),
+            Record::Write { block, count } => self.prepare_blocks(volume, *block..block + count),
+            Record::Trim { block, count } => self.prepare_trim(volume, *block..block + count),
+            _ => Ok(()),
+        }
     }
 
     fn prepare_blocks(&mut self, volume: VolumeId, range: Range<u64>) -> Result<()> {

@@ -6,7 +6,7 @@
 //!     when the audit is over;
 //!   * the pool's thread pays for one anchor and a copy of the checksums that have no directory yet.
 //!
-//! Not here: what is verified (`check`, `scrub`), threads.
+//! Not here: what is verified or counted (`check`, `scrub`, `census`), threads.
 
 use crate::anchor::AnchorJob;
 use crate::anchor::Cleaning;
@@ -18,8 +18,8 @@ use crate::format::anchor::Anchor;
 use crate::pool::{Pool, PoolOptions};
 use crate::scrub::{ScrubPart, ScrubReport};
 use crate::space::Remote;
-use crate::types::{CheckpointName, Clock, SegmentId};
-use std::collections::HashMap;
+use crate::types::{CheckpointName, Clock, SegmentId, VolumeId};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Bound of an audit's own cache for map and directory pages, bytes.
@@ -33,10 +33,15 @@ pub struct AuditJob {
     open_crcs: HashMap<SegmentId, Vec<u32>>,
     remote: Option<Remote>,
     double_releases: u64,
+    uncounted: BTreeSet<VolumeId>,
 }
 
 /// A pool's state at one moment, for verifying.
-pub struct Audit(Pool);
+pub struct Audit {
+    pub(crate) pool: Pool,
+    /// The volumes whose segments a census counts.
+    pub(crate) uncounted: BTreeSet<VolumeId>,
+}
 
 impl Pool {
     /// Whether [`Pool::begin_audit`] can be called: no anchor and no cleaning is under way, none is
@@ -60,6 +65,7 @@ impl Pool {
             open_crcs: self.segments.open_crcs.clone(),
             remote: self.segments.remote.as_ref().map(Remote::same),
             double_releases: self.segments.table.double_releases,
+            uncounted: self.uncounted(),
         };
         Ok((job, audit))
     }
@@ -80,14 +86,14 @@ impl AuditJob {
         pool.segments.open_crcs = self.open_crcs;
         pool.segments.remote = self.remote;
         pool.segments.table.double_releases = self.double_releases;
-        Ok(Audit(pool))
+        Ok(Audit { pool, uncounted: self.uncounted })
     }
 }
 
 impl Audit {
     /// Recomputes the accounts from the roots.
     pub fn check(&mut self, ticker: &mut Ticker<'_>) -> Result<CheckReport> {
-        self.0.check_with(ticker)
+        self.pool.check_with(ticker)
     }
 
     /// Reads and verifies every block that a volume holds with its checkpoints, that one checkpoint holds, or
@@ -99,9 +105,9 @@ impl Audit {
     ) -> Result<ScrubReport> {
         let part = match what {
             None => ScrubPart::Pool,
-            Some((volume, None)) => ScrubPart::Volume(self.0.volume_id(volume)?),
-            Some((volume, name)) => ScrubPart::State(self.0.view(self.0.volume_id(volume)?, name)?.root),
+            Some((volume, None)) => ScrubPart::Volume(self.pool.volume_id(volume)?),
+            Some((volume, name)) => ScrubPart::State(self.pool.view(self.pool.volume_id(volume)?, name)?.root),
         };
-        self.0.scrub_with(part, ticker)
+        self.pool.scrub_with(part, ticker)
     }
 }

@@ -76,6 +76,11 @@ impl Found {
         map[addr.slot() as usize / 64] |= 1 << (addr.slot() % 64);
     }
 
+    /// Nodes of a map page that were reached.
+    pub fn nodes_of(&self, page: SlotAddr) -> usize {
+        self.nodes.get(&page).copied().unwrap_or(0)
+    }
+
     pub fn blocks(&self) -> u64 {
         self.live.values().flat_map(|bits| bits.iter()).map(|w| u64::from(w.count_ones())).sum()
     }
@@ -166,9 +171,16 @@ impl Pool {
     }
 
     fn compare(&self, found: &Found, report: &mut CheckReport) {
-        let none = Box::new([0; BITMAP_WORDS]);
+        let (none, in_use) = (Box::new([0; BITMAP_WORDS]), self.logs_in_use());
         for (id, segment) in self.segments.table.iter() {
-            if segment.kind == SegmentKind::Map && segment.place == Place::Imported {
+            // Of what another pool uploaded, only that is known which cannot live, until it is counted; and what came with
+            // a volume that is gone is given back as a whole.
+            let exact = match segment.place {
+                Place::Imported => false,
+                Place::Counted => in_use.contains(&segment.volume),
+                Place::Here | Place::Store => true,
+            };
+            if segment.kind == SegmentKind::Map && !exact {
                 continue;
             }
             if segment.kind == SegmentKind::Map {
@@ -176,7 +188,7 @@ impl Pool {
                 let mut wrong = Vec::new();
                 for (slot, count) in counts.iter().enumerate() {
                     let addr = SlotAddr::new(id, slot as u32);
-                    let real = found.nodes.get(&addr).copied().unwrap_or(0);
+                    let real = found.nodes_of(addr);
                     if real != usize::from(*count) {
                         wrong.push(format!("map page at {addr}: {count} nodes accounted, {real} reached"));
                     }
@@ -189,8 +201,6 @@ impl Pool {
                 continue;
             }
             let real = found.live.get(&id).unwrap_or(&none);
-            // Of what another pool uploaded, only that is known which cannot live.
-            let exact = segment.place != Place::Imported;
             report.blocks += real.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
             let mut dead = Vec::new();
             for slot in 0..SEGMENT_SLOTS {

@@ -20,6 +20,7 @@ mod anchor;
 mod apply;
 mod arrival;
 mod audit;
+mod census;
 mod check;
 mod checkpoint;
 pub mod disk;
@@ -47,6 +48,7 @@ mod write_map;
 
 pub use anchor::{AnchorJob, Cleaning};
 pub use audit::{Audit, AuditJob};
+pub use census::Census;
 pub use check::{CheckReport, Ticker};
 pub use error::{Error, ErrorKind, Result};
 pub use log::{Ahead, FlushJob, WriteBack};

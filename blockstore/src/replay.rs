@@ -4,7 +4,7 @@
 //! one that does not fit was damaged or made by somebody else; what follows it in the same log is not
 //! applied either, and other logs go on.
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::record::Record;
 use crate::limits::{BLOCK, BLOCK_U64, VOLUME_BYTES_MAX};
 use crate::log::ScannedBatch;
@@ -45,7 +45,18 @@ impl Pool {
                 match self.fit(volume, record) {
                     Fit::Apply => {
                         self.make_room_for(record, report)?;
-                        self.apply(volume, lsn, record, addr)?;
+                        match self.prepare_record(volume, record).and_then(|()| self.apply(volume, lsn, record, addr)) {
+                            // Its map came with a volume that another pool has by now: no other volume stays shut for that.
+                            Err(e) if e.kind() == ErrorKind::NotFound && volume != POOL_STREAM => {
+                                report.dropped.push(format!(
+                                    "log of volume {}: change {} cannot be applied ({e}): it and what follows are not",
+                                    volume.0, lsn.0
+                                ));
+                                self.fence(volume, &e.to_string());
+                                halted.insert(volume);
+                            }
+                            applied => applied?,
+                        }
                     }
                     Fit::Skip(what) => report.dropped.push(what),
                     Fit::Halt(why) => {

@@ -13,10 +13,11 @@ use std::sync::Arc;
 
 const BLOCK: u64 = 4096;
 const ROW: usize = 16;
-const FIXTURES: [&str; 3] = [
+const FIXTURES: [&str; 4] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v1.txt"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v2.txt"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v3.txt"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/pool-v4.txt"),
 ];
 /// What `write_the_fixture` writes.
 const NEWEST: &str = FIXTURES[FIXTURES.len() - 1];
@@ -201,5 +202,5 @@ fn the_fixtures_are_of_different_versions() {
         disk.edit(&anchor, |bytes| version = bytes[8]);
         version
     };
-    assert_eq!(FIXTURES.map(version), [1, 2, 3]);
+    assert_eq!(FIXTURES.map(version), [1, 2, 3, 4]);
 }

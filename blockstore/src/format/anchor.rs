@@ -333,6 +333,7 @@ fn put_segment(out: &mut Vec<u8>, segment: &SegmentEntry, before: Option<&Arc<Bi
         Place::Here => 0,
         Place::Store => IN_STORE,
         Place::Imported => IMPORTED,
+        Place::Counted => IN_STORE | IMPORTED,
     };
     out.put_u8(kind | u8::from(segment.sealed) << 1 | form.flags() | place);
     out.put_u64(segment.volume.0);
@@ -353,7 +354,7 @@ fn segment(r: &mut Reader<'_>, before: Option<&Arc<Bitmap>>) -> Result<SegmentEn
         0 => Place::Here,
         IN_STORE => Place::Store,
         IMPORTED => Place::Imported,
-        _ => return Err(Error::corrupt(format!("anchor: segment {} is in two places", id.0))),
+        _ => Place::Counted,
     };
     let bits = unpack(r, form, before)?;
     let nodes = match (kind, form) {

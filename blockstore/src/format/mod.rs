@@ -22,6 +22,6 @@ pub mod superblock;
 /// Version written into superblock, segment headers and batches; a newer one is refused with a clear error.
 pub const VERSION: u16 = 1;
 /// Version written into anchors; covers the map pages that they refer to, too. Older ones are read.
-pub const ANCHOR_VERSION: u16 = 3;
+pub const ANCHOR_VERSION: u16 = 4;
 /// Version written into manifests. Older ones are read.
 pub const MANIFEST_VERSION: u16 = 2;

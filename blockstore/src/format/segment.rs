@@ -49,6 +49,8 @@ pub enum Place {
     Store,
     /// In the object store, where another pool put them: what lives in it is known only as "no more than that".
     Imported,
+    /// The same, and what lives in it is known.
+    Counted,
 }
 
 /// How the slots lie in the file.

@@ -209,7 +209,11 @@ impl Pool {
         self.names.insert(volume.name.clone(), id);
         self.volumes.insert(id, volume);
         self.next_volume = id.0 + 1;
-        self.replay_tail(id, &tail, &numbers)?;
+        if let Err(e) = self.replay_tail(id, &tail, &numbers) {
+            // It is this pool's in the store, and can be attached again.
+            self.give_up_interrupted(vec![id])?;
+            return Err(e);
+        }
         let (next, now_us, name) = (self.next_lsn, self.clock.monotonic_us(), manifest.name.clone());
         if let Some(tier) = &mut self.tier {
             let chain = Chain {

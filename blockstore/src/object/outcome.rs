@@ -131,6 +131,13 @@ impl Pool {
         }
     }
 
+    /// Nothing more is accepted for a volume, for this reason.
+    pub(crate) fn fence(&mut self, id: VolumeId, why: &str) {
+        if let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) {
+            chain.standing = Standing::Fenced(why.to_owned());
+        }
+    }
+
     /// Volumes whose attaching did not get to its end before the pool was closed.
     pub(crate) fn interrupted(&self) -> Vec<VolumeId> {
         let chains = self.tier.iter().flat_map(|tier| &tier.chains);

@@ -95,7 +95,7 @@ impl Pool {
             let owners: BTreeSet<VolumeId> = volume.origins.iter().copied().chain([*id, POOL_STREAM]).collect();
             // Its origin was taken over before it had a manifest of its own, and the pool was opened since.
             let lost = |(id, s): (SegmentId, &crate::space::Segment)| {
-                s.place == Place::Imported
+                matches!(s.place, Place::Imported | Place::Counted)
                     && s.live > 0
                     && owners.contains(&s.volume)
                     && !remote.parts.contains_key(&id)

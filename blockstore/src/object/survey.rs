@@ -11,7 +11,7 @@ use super::upload::anchored_slot;
 use crate::format::anchor::Anchor;
 use crate::format::manifest::{ObjectInfo, Part};
 use crate::format::object::{within, ObjectId};
-use crate::format::segment::{Place, SegmentKind, BITMAP_WORDS};
+use crate::format::segment::{Place, SegmentKind};
 use crate::limits::{FENCE_FRESH_US, FIRST_SLOT, REPACK_SLOTS_MAX, UNNAMED_US_MAX};
 use crate::pool::Pool;
 use crate::types::{SegmentId, VolumeId};
@@ -96,7 +96,7 @@ impl Pool {
 
     /// Segments that were taken over with a volume which is gone, with all that came from it: nothing lives there.
     fn drop_imported(&mut self) {
-        let imported = |s: &crate::space::Segment| s.place == Place::Imported && s.live > 0;
+        let imported = |s: &crate::space::Segment| matches!(s.place, Place::Imported | Place::Counted) && s.live > 0;
         if !self.segments.table.iter().any(|(_, s)| imported(s)) {
             return;
         }
@@ -104,15 +104,15 @@ impl Pool {
         if self.roots.iter().any(|(_, root)| !self.volumes.contains_key(&root.volume)) {
             return;
         }
-        let needed: BTreeSet<VolumeId> =
-            self.volumes.iter().flat_map(|(id, v)| v.origins.iter().copied().chain([*id])).collect();
-        for (_, segment) in self.segments.table.iter_mut().filter(|(_, s)| imported(s)) {
-            if !needed.contains(&segment.volume) {
-                segment.live = 0;
-                segment.bits = Arc::new([0; BITMAP_WORDS]);
-                segment.nodes = segment.nodes.as_ref().map(|_| Arc::new([0; crate::limits::SEGMENT_SLOTS as usize]));
-            }
-        }
+        let needed = self.logs_in_use();
+        let gone = self.segments.table.iter().filter(|(_, s)| imported(s) && !needed.contains(&s.volume));
+        let gone: Vec<SegmentId> = gone.map(|(id, _)| id).collect();
+        gone.into_iter().for_each(|id| self.segments.table.empty(id));
+    }
+
+    /// The volumes whose logs may hold what a volume needs: its own, and those of its origins.
+    pub(crate) fn logs_in_use(&self) -> BTreeSet<VolumeId> {
+        self.volumes.iter().flat_map(|(id, v)| v.origins.iter().copied().chain([*id])).collect()
     }
 
     /// Whether something of a part is in use, and how much of it.

@@ -162,7 +162,7 @@ impl Segments {
         }
         let text = || format!("segment {} is in the object store alone: start with --object-store", id.0);
         let remote = self.remote.as_ref().ok_or_else(|| Error::new(ErrorKind::Unavailable, text()))?;
-        let imported = self.table.get(id).is_some_and(|s| s.place == Place::Imported);
+        let imported = self.table.get(id).is_some_and(|s| matches!(s.place, Place::Imported | Place::Counted));
         if imported && !remote.parts.contains_key(&id) {
             let text = format!("segment {} came with a volume that belongs to another pool now: delete it here", id.0);
             return Err(Error::new(ErrorKind::NotFound, text));

@@ -8,6 +8,7 @@
 //!   * addresses are never reused, so a dead slot stays dead;
 //!   * an anchor being written shares the bitmaps as they were: changing one copies it first.
 
+use crate::census::Counted;
 use crate::format::segment::{Bitmap, Place, SegmentKind, BITMAP_WORDS};
 use crate::limits::{DEAD_BLOCKS_ALLOWED, SEGMENT_SLOTS};
 use crate::types::{SegmentId, SlotAddr, VolumeId};
@@ -152,6 +153,46 @@ impl SegmentTable {
             Some((true, _)) => self.live_blocks -= 1,
             _ => self.double_releases += 1,
         }
+    }
+
+    /// What lives in a segment that came from another pool is known now.
+    pub fn recount(&mut self, id: SegmentId, counted: &Counted) {
+        let Some(segment) = self.segments.get_mut(&id).filter(|s| s.place == Place::Imported) else { return };
+        // It may have died as a whole meanwhile.
+        if segment.live == 0 {
+            segment.place = Place::Counted;
+            return;
+        }
+        let bits = Arc::make_mut(&mut segment.bits);
+        match (counted, &mut segment.nodes) {
+            (Counted::Live(live), _) => bits.iter_mut().zip(live.iter()).for_each(|(now, then)| *now &= then),
+            (Counted::Unreached(unreached), Some(nodes)) => {
+                for (slot, (nodes, unreached)) in Arc::make_mut(nodes).iter_mut().zip(unreached.iter()).enumerate() {
+                    self.double_releases += u64::from(*nodes < *unreached);
+                    *nodes = nodes.saturating_sub(*unreached);
+                    if *nodes == 0 {
+                        bits[slot / 64] &= !(1 << (slot % 64));
+                    }
+                }
+            }
+            (Counted::Unreached(_), None) => return,
+        }
+        segment.live = bits.iter().map(|word| word.count_ones()).sum();
+        segment.place = Place::Counted;
+        if segment.kind == SegmentKind::Log {
+            self.live_blocks += u64::from(segment.live);
+        }
+    }
+
+    /// Nothing in a segment that came from another pool lives any more.
+    pub fn empty(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.kind == SegmentKind::Log && segment.place != Place::Imported {
+            self.live_blocks -= u64::from(segment.live);
+        }
+        segment.live = 0;
+        segment.bits = Arc::new([0; BITMAP_WORDS]);
+        segment.nodes = segment.nodes.as_ref().map(|_| Arc::new([0; SEGMENT_SLOTS as usize]));
     }
 
     /// A map page with `nodes` nodes was written.

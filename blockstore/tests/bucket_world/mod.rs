@@ -4,7 +4,7 @@
 
 use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, ObjectTier, Tenure};
 use blockstore::testing::{sim_tier, Rng, SimClock, SimDisk, SimStore};
-use blockstore::{CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
+use blockstore::{Census, CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
 use std::sync::Arc;
 
 pub const BLOCK: usize = 4096;
@@ -76,6 +76,26 @@ impl Host {
         Ok(true)
     }
 
+    /// Counts what lives of volumes that came from other hosts; `None` when there is nothing to count, or it is not the
+    /// time. Hand it to [`Host::counted`].
+    pub fn count(&mut self) -> blockstore::Result<Option<Census>> {
+        if !self.pool.wants_census() || !self.pool.can_audit() {
+            return Ok(None);
+        }
+        let (anchor, job) = self.pool.begin_audit()?;
+        let outcome = anchor.run();
+        let census = self.pool.anchored(anchor, outcome).and_then(|()| job.open()?.census(&mut |_, _| true));
+        if census.is_err() {
+            self.pool.end_audit();
+        }
+        census.map(Some)
+    }
+
+    pub fn counted(&mut self, census: Census) {
+        self.pool.counted(census);
+        self.pool.end_audit();
+    }
+
     pub fn sync(&mut self) {
         while self.step().unwrap() {}
     }
@@ -143,6 +163,9 @@ impl World {
             for host in &mut self.hosts {
                 host.pool.maintain().unwrap();
                 while host.step().unwrap_or_else(|e| panic!("{context}: {e}")) {}
+                if let Some(census) = host.count().unwrap_or_else(|e| panic!("{context}: {e}")) {
+                    host.counted(census);
+                }
             }
             observe(&self.store, context);
             self.pass(4 * MINUTE);
