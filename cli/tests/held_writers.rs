@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{flush, noise, read, text, wire, write, Pool};
+use common::{flush, noise, read, text, until, wire, write, Pool};
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 /// Three quarters of 256 MiB are for segments.
@@ -22,14 +22,6 @@ fn metric(pool: &Pool, name: &str) -> u64 {
     let line = page.lines().find(|line| line.split(' ').next() == Some(name));
     let value = line.and_then(|line| line.split(' ').nth(1)).unwrap_or_else(|| panic!("{name} in {page}"));
     value.parse().expect("a number")
-}
-
-fn until(pool: &Pool, what: &str, done: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !done() {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{what}: {}", pool.log());
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn start(pool: &mut Pool, store: &Path) {

@@ -1,4 +1,4 @@
-//! Checks and scrubs on a thread of their own, at the lowest priority.
+//! Checks, scrubs and censuses on a thread of their own, at the lowest priority.
 //!
 //! Invariants
 //!   * the pool's thread does no part of the work but the anchor that it begins with;
@@ -39,16 +39,43 @@ pub struct AuditCall {
     pub running: bool,
 }
 
+/// A census that goes on.
+pub struct Running(Arc<AtomicBool>);
+
+impl Running {
+    /// It ends at the next map node.
+    pub fn call_off(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Counts what lives of volumes that came from another pool; `report` is told the outcome.
+pub fn count(job: AuditJob, report: impl Fn(Done) + Send + 'static) -> io::Result<Running> {
+    let running = Running(Arc::default());
+    let called_off = running.0.clone();
+    on_a_thread("cairn-census", move || {
+        let census = job.open().and_then(|mut audit| audit.census(&mut |_, _| !called_off.load(Ordering::Relaxed)));
+        report(Done::Counted(census));
+    })?;
+    Ok(running)
+}
+
 /// Runs `job`; `report` is told how far it has come and how it ended.
 pub fn start(call: &AuditCall, job: AuditJob, report: impl Fn(Done) + Send + 'static) -> io::Result<()> {
     let (token, kind, called_off) = (call.token, call.kind.clone(), call.called_off.clone());
-    let work = move || {
-        // SAFETY: a plain system call; on Linux 0 stands for the calling thread. A refusal costs speed only.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    on_a_thread("cairn-audit", move || {
         let outcome = verify(job, &kind, &called_off, &|line| report(Done::AuditProgress(token, line)));
         report(Done::Audited(token, outcome));
+    })
+}
+
+fn on_a_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let kindly = move || {
+        // SAFETY: a plain system call; on Linux 0 stands for the calling thread. A refusal costs speed only.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        work();
     };
-    thread::Builder::new().name("cairn-audit".to_owned()).spawn(work).map(drop)
+    thread::Builder::new().name(name.to_owned()).spawn(kindly).map(drop)
 }
 
 fn verify(job: AuditJob, kind: &AuditKind, called_off: &AtomicBool, report: &dyn Fn(Value)) -> Result<Value> {

@@ -6,7 +6,8 @@ use blockstore::disk::{Disk, File};
 use blockstore::limits::SWEEP_GRACE_US;
 use blockstore::object::{sweep, AttachJob, LeaseJob, ObjectStore, SweepReport, TierJob, UploadJob};
 use blockstore::{
-    prepare_segment, AnchorJob, CleanJob, Cleaned, Error, ErrorKind, FetchJob, Fetched, FlushJob, SegmentId, WriteBack,
+    prepare_segment, AnchorJob, Census, CleanJob, Cleaned, Error, ErrorKind, FetchJob, Fetched, FlushJob, SegmentId,
+    WriteBack,
 };
 use serde_json::Value;
 use std::io;
@@ -85,6 +86,8 @@ pub enum Done {
     AuditProgress(u64, Value),
     /// An audit is over.
     Audited(u64, blockstore::Result<Value>),
+    /// A census is over.
+    Counted(blockstore::Result<Census>),
 }
 
 /// Fetches that run at a time: with 1 MiB each and 30 ms for an answer, some 500 MB/s.

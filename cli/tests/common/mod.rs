@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub const CAIRN: &str = env!("CARGO_BIN_EXE_cairn");
@@ -179,6 +180,15 @@ impl Control {
 fn limit(stream: &UnixStream) {
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time limit");
     stream.set_write_timeout(Some(Duration::from_secs(30))).expect("a time limit");
+}
+
+/// Waits until `done`; tells the daemon's log when that takes more than a minute.
+pub fn until(pool: &Pool, what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}: {}", pool.log());
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Negotiates `export` with simple replies.

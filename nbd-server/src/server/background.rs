@@ -27,6 +27,7 @@ impl Server {
         self.tend_room();
         self.tend_tier();
         self.tend_leases();
+        self.tend_census();
         let audit = self.begin_audit();
         let short = self.is_short_of_space();
         let idle = short || self.last_activity.elapsed() > IDLE;
@@ -116,6 +117,7 @@ impl Server {
                 Done::Lease(job) => self.looked(&job),
                 Done::Attach(token, job, outcome) => self.attach_done(token, *job, outcome),
                 Done::Audited(token, outcome) => self.audited(token, outcome),
+                Done::Counted(outcome) => self.counted(outcome),
                 Done::Clean(job, outcome) => {
                     self.metrics.cleaned += 1;
                     if let Err(e) = self.pool.cleaned(job, outcome) {

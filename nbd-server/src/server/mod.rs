@@ -9,6 +9,7 @@
 
 mod accept;
 mod background;
+mod census;
 mod close;
 mod commands;
 mod conn;
@@ -115,6 +116,7 @@ pub struct Server {
     tls: Option<Tls>,
     spare_pending: bool,
     audit: Option<AuditCall>,
+    census: census::Counting,
     tier: Option<tier::Tier>,
     leases: lease::Leases,
     counted: Option<Counted>,
@@ -190,6 +192,7 @@ impl Server {
             tls: options.tls,
             spare_pending: false,
             audit: None,
+            census: census::Counting::new(),
             fetching: Fetching::default(),
             poison_told: false,
             no_space_seen: (0, Instant::now(), Instant::now()),
