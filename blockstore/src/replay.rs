@@ -25,9 +25,8 @@ enum Fit {
 impl Pool {
     pub(crate) fn replay(&mut self, mut batches: Vec<ScannedBatch>, report: &mut RecoveryReport) -> Result<()> {
         batches.sort_by_key(|scanned| scanned.batch.first_lsn);
-        // Another host goes on with what these were: their logs end in the anchor.
-        let mut halted: BTreeSet<VolumeId> =
-            self.volumes.keys().copied().filter(|id| self.not_fenced(*id).is_err()).collect();
+        // These are given up, and may be attached again. What is fenced is not: its forks are this pool's.
+        let mut halted: BTreeSet<VolumeId> = self.interrupted().into_iter().collect();
         for ScannedBatch { batch, data } in batches {
             report.batches += 1;
             report.bytes += (batch.crcs.len() * BLOCK) as u64;
@@ -45,9 +44,9 @@ impl Pool {
                 match self.fit(volume, record) {
                     Fit::Apply => {
                         self.make_room_for(record, report)?;
-                        match self.prepare_record(volume, record).and_then(|()| self.apply(volume, lsn, record, addr)) {
+                        match self.prepare_record(volume, record) {
                             // Its map came with a volume that another pool has by now: no other volume stays shut for that.
-                            Err(e) if e.kind() == ErrorKind::NotFound && volume != POOL_STREAM => {
+                            Err(e) if e.kind() == ErrorKind::NotFound || self.not_fenced(volume).is_err() => {
                                 report.dropped.push(format!(
                                     "log of volume {}: change {} cannot be applied ({e}): it and what follows are not",
                                     volume.0, lsn.0
@@ -55,7 +54,10 @@ impl Pool {
                                 self.fence(volume, &e.to_string());
                                 halted.insert(volume);
                             }
-                            applied => applied?,
+                            seen => {
+                                seen?;
+                                self.apply(volume, lsn, record, addr)?;
+                            }
                         }
                     }
                     Fit::Skip(what) => report.dropped.push(what),

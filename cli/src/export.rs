@@ -189,7 +189,7 @@ impl From<nbd_client::Error> for Stopped {
 fn pull(nbd: &mut Nbd, sink: &mut Sink<'_>, progress: &mut Progress) -> Result<u64, Stopped> {
     let (mut at, mut written, size, window) = (0, 0, nbd.size, sink.window());
     let mut store = |nbd: &mut Nbd| -> Result<(), Stopped> {
-        if let Chunk::Data(at) = nbd.next()? {
+        if let Chunk::Data(at) = nbd.next_chunk()? {
             sink.put(at, nbd.payload()).map_err(Stopped::File)?;
             written += nbd.payload().len() as u64;
         }

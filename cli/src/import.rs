@@ -142,7 +142,7 @@ fn send(nbd: &mut Nbd, at: u64, piece: &[u8]) -> Result<u64, Failure> {
             continue;
         }
         while nbd.in_flight >= WINDOW {
-            nbd.next()?;
+            nbd.next_chunk()?;
         }
         nbd.write(at + from as u64, rest.get(..data).unwrap_or_default())?;
         sent += data as u64;

@@ -149,7 +149,7 @@ impl Nbd {
     }
 
     /// The next chunk of some reply.
-    pub fn next(&mut self) -> Result<Chunk, Error> {
+    pub fn next_chunk(&mut self) -> Result<Chunk, Error> {
         let mut header = [0; 32];
         self.stream.read_exact(&mut header)?;
         if be(&header[..4]) != u64::from(REPLY_MAGIC) {
@@ -181,7 +181,7 @@ impl Nbd {
     /// Waits for all answers that carry nothing.
     pub fn settle(&mut self) -> Result<(), Error> {
         while self.in_flight > 0 {
-            self.next()?;
+            self.next_chunk()?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Nbd {
         self.request(STATUS, 0, offset, self.size - offset)?;
         let mut runs = Vec::new();
         while self.in_flight > 0 {
-            if let Chunk::Extents(found) = self.next()? {
+            if let Chunk::Extents(found) = self.next_chunk()? {
                 runs = found;
             }
         }
@@ -208,7 +208,7 @@ impl Nbd {
         self.read(offset, out.len() as u64)?;
         out.fill(0);
         while self.in_flight > 0 {
-            if let Chunk::Data(at) = self.next()? {
+            if let Chunk::Data(at) = self.next_chunk()? {
                 let payload = self.body.get(8..).unwrap_or_default();
                 let place = at.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
                 let place = place.and_then(|at| out.get_mut(at..at.checked_add(payload.len())?));

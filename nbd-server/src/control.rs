@@ -20,14 +20,16 @@ pub struct Outcome {
     pub answer: Value,
     /// What must be synced first.
     pub job: Option<FlushJob>,
+    /// A volume that was made, and may have to be in the object store before it can be used.
+    pub made: Option<VolumeId>,
 }
 
 impl Outcome {
     fn now(answer: Value) -> Self {
-        Self { answer, job: None }
+        Self { answer, job: None, made: None }
     }
     fn after(answer: Value, job: FlushJob) -> Self {
-        Self { answer, job: Some(job) }
+        Self { answer, job: Some(job), made: None }
     }
 }
 
@@ -373,7 +375,7 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
         "fork" => {
             let (from, at) = split(text(request, "volume")?)?;
             let (id, job) = pool.fork(pool.volume_id(from)?, at, text(request, "name")?)?;
-            Ok(Outcome::after(describe_volume(pool, id, false)?, job))
+            Ok(Outcome { made: Some(id), ..Outcome::after(describe_volume(pool, id, false)?, job) })
         }
         "stats" => {
             let (s, sent) = (pool.stats(), pool.sent());

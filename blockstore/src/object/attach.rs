@@ -229,6 +229,7 @@ impl Pool {
                 pinned: BTreeSet::new(),
                 confirmed_us: None,
                 refresh: false,
+                leans: false,
             };
             tier.cleaner.found(&name, chain.number);
             tier.chains.insert(id, chain);

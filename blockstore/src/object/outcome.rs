@@ -8,7 +8,7 @@
 use super::claim::Claimed;
 use super::pins::makers;
 use super::survey::adopt_part;
-use super::tier::{hex, Chain, Standing, TierJob};
+use super::tier::{hex, leans, Chain, Standing, TierJob};
 use super::upload::{fresh_parts, UploadJob, Verdict};
 use crate::error::Result;
 use crate::format::manifest::{Manifest, Tenure};
@@ -111,8 +111,9 @@ impl Pool {
             tier.structure = next;
             // The log's tail may have made volumes, and deleted some.
             tier.chains.retain(|id, _| self.volumes.contains_key(id));
-            for id in self.volumes.keys() {
-                tier.chains.entry(*id).or_insert_with(|| Chain::new(next));
+            for (id, volume) in &self.volumes {
+                let new = || Chain { leans: leans(volume, &self.segments.table), ..Chain::new(next) };
+                tier.chains.entry(*id).or_insert_with(new);
             }
             // What was given back before a manifest, but not in the anchor, lives again, and is in no object.
             tier.cleaner.forgotten = self.segments.table.iter().map(|(id, _)| id).collect();
@@ -133,7 +134,8 @@ impl Pool {
 
     /// Nothing more is accepted for a volume, for this reason.
     pub(crate) fn fence(&mut self, id: VolumeId, why: &str) {
-        if let Some(chain) = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id)) {
+        let chain = self.tier.as_mut().and_then(|tier| tier.chains.get_mut(&id));
+        if let Some(chain) = chain.filter(|chain| !matches!(chain.standing, Standing::Fenced(_))) {
             chain.standing = Standing::Fenced(why.to_owned());
         }
     }

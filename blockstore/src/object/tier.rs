@@ -16,7 +16,8 @@ use crate::format::manifest::Manifest;
 use crate::format::object::within;
 use crate::format::segment::{Place, SegmentKind};
 use crate::limits::BLOCK_U64;
-use crate::pool::Pool;
+use crate::pool::{Pool, Volume};
+use crate::space::{Segment, SegmentTable};
 use crate::types::{Lsn, SegmentId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -69,6 +70,9 @@ pub(crate) struct Chain {
     pub confirmed_us: Option<u64>,
     /// It names what is dead.
     pub refresh: bool,
+    /// It is a fork of a volume that came from another pool: until its first manifest names what they share, it would be
+    /// lost with its origin.
+    pub leans: bool,
 }
 
 impl Chain {
@@ -89,6 +93,7 @@ impl Chain {
             pinned: BTreeSet::new(),
             confirmed_us,
             refresh: false,
+            leans: false,
         }
     }
 
@@ -222,8 +227,9 @@ impl Pool {
         if structural {
             tier.structure = next;
             tier.chains.retain(|id, _| self.volumes.contains_key(id));
-            for id in self.volumes.keys() {
-                tier.chains.entry(*id).or_insert_with(|| Chain::new(next));
+            for (id, volume) in &self.volumes {
+                let new = || Chain { leans: leans(volume, &self.segments.table), ..Chain::new(next) };
+                tier.chains.entry(*id).or_insert_with(new);
             }
         }
         if let Some(chain) = tier.chains.get_mut(&volume) {
@@ -262,7 +268,19 @@ impl Pool {
         if claimed || chain.serve_from_us > 0 && self.clock.monotonic_us() < chain.serve_from_us {
             return Err(arriving());
         }
-        Ok(())
+        match &chain.standing {
+            _ if !chain.leans || chain.number > 0 => Ok(()),
+            Standing::Refused(why) | Standing::Fenced(why) => Err(Error::new(ErrorKind::Fenced, why.clone())),
+            _ => Err(Error::new(
+                ErrorKind::Busy,
+                "the fork is not in the object store yet, and would be lost with its origin: try again in a moment",
+            )),
+        }
+    }
+
+    /// Whether a volume can be used only when its first manifest of this pool is in the store.
+    pub fn is_arriving(&self, id: VolumeId) -> bool {
+        self.not_arriving(id).is_err_and(|e| e.kind() == ErrorKind::Busy)
     }
 
     /// What has been sent so far.
@@ -290,6 +308,12 @@ impl Pool {
             _ => self.not_arriving(volume),
         }
     }
+}
+
+/// Whether a volume shares blocks with one that came from another pool.
+pub(crate) fn leans(volume: &Volume, table: &SegmentTable) -> bool {
+    let came = |s: &Segment| matches!(s.place, Place::Imported | Place::Counted) && s.live > 0;
+    !volume.origins.is_empty() && table.iter().any(|(_, s)| came(s) && volume.origins.contains(&s.volume))
 }
 
 /// Nothing can be promised for a volume before a manifest of our own is there.

@@ -76,14 +76,18 @@ impl Server {
                 debug!(%request, error = %e, "a command failed");
                 self.say(token, &control::error_json(&e));
             }
-            Ok(control::Outcome { answer, job: None }) => self.say(token, &answer),
-            Ok(control::Outcome { answer, job: Some(job) }) => {
+            Ok(control::Outcome { answer, job: None, .. }) => self.say(token, &answer),
+            Ok(control::Outcome { answer, job: Some(job), made }) => {
                 info!(%request, %answer, "the pool was changed");
                 if let Some(conn) = self.conns.get_mut(&token) {
                     conn.waiting += 1;
                 }
                 let remote = request.get("wait").and_then(Value::as_str) == Some("remote");
-                let waiter = if remote { Waiter::Remote(token, answer) } else { Waiter::Control(token, answer) };
+                let waiter = match made.filter(|made| self.pool.is_arriving(*made)) {
+                    Some(made) => Waiter::Made(token, made, answer),
+                    None if remote => Waiter::Remote(token, answer),
+                    None => Waiter::Control(token, answer),
+                };
                 self.wait_for_sync(job.volume, waiter);
                 self.start_sync(job.volume);
             }

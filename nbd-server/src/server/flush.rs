@@ -5,6 +5,7 @@
 //!   * a waiter is answered after a sync that began when its change was already in the log.
 
 use super::conn::{Conn, Role};
+use super::tier::Then;
 use super::Server;
 use crate::jobs::Job;
 use crate::session::Wait;
@@ -19,6 +20,8 @@ pub(super) enum Waiter {
     Control(u64, Value),
     /// A command that asked for its change to be in the object store.
     Remote(u64, Value),
+    /// A command that made a volume which can be used when it is in the object store.
+    Made(u64, VolumeId, Value),
 }
 
 #[derive(Default)]
@@ -52,7 +55,10 @@ impl Server {
                         touched.push(token);
                     }
                 }
-                Waiter::Control(token, answer) | Waiter::Remote(token, answer) => {
+                Waiter::Made(token, made, answer) if failure.is_none() => {
+                    self.wait_for_all(made, Then::Say(token, answer))
+                }
+                Waiter::Control(token, answer) | Waiter::Remote(token, answer) | Waiter::Made(token, _, answer) => {
                     let answer = failure.map_or(answer, |why| json!({"error": {"kind": "io", "message": why}}));
                     self.say(token, &answer);
                     if let Some(conn) = self.conns.get_mut(&token) {

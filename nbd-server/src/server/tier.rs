@@ -41,7 +41,7 @@ struct Wait {
     then: Then,
 }
 
-enum Then {
+pub(super) enum Then {
     /// Answer a request whose changes are durable here.
     Answer(Waiter),
     /// Answer a command.
@@ -257,7 +257,7 @@ impl Server {
         for waiter in waiters {
             let upto = match &waiter {
                 Waiter::Remote(..) => Some(status.changed),
-                Waiter::Nbd(..) | Waiter::Control(..) => bound,
+                Waiter::Nbd(..) | Waiter::Control(..) | Waiter::Made(..) => bound,
             };
             match upto {
                 None => now.push(waiter),
@@ -330,7 +330,7 @@ impl Server {
         }
     }
 
-    fn wait_for_all(&mut self, volume: VolumeId, then: Then) {
+    pub(super) fn wait_for_all(&mut self, volume: VolumeId, then: Then) {
         let upto = self.pool.remote_status(volume).map_or(Lsn(0), |status| status.changed);
         self.wait(volume, upto, then);
     }
