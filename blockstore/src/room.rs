@@ -284,6 +284,10 @@ impl Pool {
     pub(crate) fn leaves_no_orphan(&self, id: VolumeId) -> Result<()> {
         let Some(tier) = &self.tier else { return Ok(()) };
         let going = self.volume(id)?;
+        // What is not in the store itself keeps nothing there.
+        if tier.chains.get(&id).is_none_or(|chain| chain.number == 0) {
+            return Ok(());
+        }
         for (other, volume) in self.volumes.iter().filter(|(other, _)| **other != id) {
             let shares = |log: &VolumeId| *log == id || going.origins.contains(log);
             if !volume.origins.iter().any(shares) || tier.chains.get(other).is_some_and(|chain| chain.number > 0) {

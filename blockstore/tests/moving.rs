@@ -149,6 +149,31 @@ fn forks_of_a_volume_that_was_lost_stay() {
     assert_eq!(world.hosts[0].pool.check().unwrap().problems, Vec::<String>::new());
 }
 
+/// Found by seed 318 of the random histories: each of two forks that are not in the store kept the other from being deleted.
+#[test]
+fn forks_that_stay_local_can_be_deleted() {
+    let mut world = World::new(17, 2);
+    let block = data(&mut Rng::new(17), 200);
+    let names = ["one", "two"];
+    for name in ["disk"].iter().chain(&names) {
+        world.hosts[0].create(name);
+        world.hosts[0].write(name, 0, &block);
+    }
+    world.hosts[0].sync();
+    let second = &mut world.hosts[1];
+    let id = second.attach("disk", true).unwrap();
+    second.sync();
+    for name in names {
+        let (_, job) = second.pool.fork(id, None, name).unwrap();
+        second.pool.finish(job).unwrap();
+    }
+    // Their names are another host's there.
+    second.sync();
+    assert!(second.pool.delete_volume(id).is_err_and(|e| e.kind() == ErrorKind::Busy));
+    names.iter().for_each(|name| second.delete(name));
+    second.delete("disk");
+}
+
 /// Found by the random histories: a volume whose tail could not be applied was left half made.
 #[test]
 fn an_attachment_that_fails_leaves_nothing_behind() {
