@@ -2,6 +2,7 @@
 
 mod bucket_world;
 
+use blockstore::object::check_bucket;
 use blockstore::testing::{Rng, StoreFault, StoreOp};
 use blockstore::{CheckpointName, Cleaning, ErrorKind};
 use bucket_world::{bytes_under, data, observe, World, BLOCK, BLOCKS, MINUTE};
@@ -251,4 +252,79 @@ fn what_lives_of_an_attached_volume_is_counted() {
     let left = bytes_under(&world.store, "objects/");
     assert!(left < full / 5, "{left} of {full} bytes");
     assert!(world.hosts[1].contents("disk", None).unwrap()[399 * BLOCK..] == head[399 * BLOCK..]);
+}
+
+/// Objects of another host of which little lives are packed anew out of the store; a third host reads what is left.
+#[test]
+fn what_is_mostly_dead_is_packed_anew_out_of_the_store() {
+    let mut world = World::new(18, 3);
+    let mut rng = Rng::new(18);
+    world.hosts[0].create("disk");
+    for at in 0..10 {
+        let block = data(&mut rng, 40);
+        world.hosts[0].write("disk", at * 40, &block);
+        world.hosts[0].sync();
+    }
+    world.hosts[0].detach("disk").unwrap();
+    world.quiesce("detached");
+    let full = bytes_under(&world.store, "objects/");
+    world.hosts[1].attach("disk", false).unwrap();
+    world.quiesce("attached");
+    let id = world.hosts[1].id("disk");
+    for at in 0..BLOCKS / 10 {
+        world.hosts[1].pool.trim(id, (at * 10 * BLOCK) as u64, 9 * BLOCK as u64).unwrap();
+    }
+    let head = world.hosts[1].contents("disk", None).unwrap();
+    world.quiesce("thinned");
+    let cleaning = world.hosts[1].pool.object_cleaning();
+    assert!(cleaning.repacked >= 10, "{cleaning:?}");
+    assert!(world.hosts[1].contents("disk", None).unwrap() == head);
+    assert_eq!(world.hosts[1].pool.check().unwrap().problems, Vec::<String>::new());
+    for _ in 0..2 {
+        world.pass(25 * 60 * MINUTE);
+        world.sweep();
+    }
+    let report = check_bucket(&world.store.observer(), true, &mut |_, _| true).unwrap();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    let left = bytes_under(&world.store, "objects/");
+    assert!(left < full / 6, "{left} of {full} bytes");
+    // Restarted, and moved on.
+    let disk = world.hosts[1].disk.after_kill();
+    world.hosts[1].reopen(disk);
+    assert!(world.hosts[1].contents("disk", None).unwrap() == head);
+    world.hosts[2].attach("disk", true).unwrap();
+    world.hosts[2].sync();
+    assert!(world.hosts[2].contents("disk", None).unwrap() == head);
+}
+
+/// One that cannot be read stays where it is, and keeps nothing else from being uploaded.
+#[test]
+fn what_cannot_be_packed_anew_stays_where_it_is() {
+    let mut world = World::new(19, 2);
+    let block = data(&mut Rng::new(19), 40);
+    world.hosts[0].create("disk");
+    world.hosts[0].write("disk", 0, &block);
+    world.hosts[0].sync();
+    world.hosts[0].detach("disk").unwrap();
+    world.quiesce("detached");
+    world.hosts[1].attach("disk", false).unwrap();
+    world.quiesce("attached");
+    let keys = world.store.keys();
+    let objects = keys.iter().filter(|key| key.starts_with("objects/"));
+    let key = objects.max_by_key(|key| world.store.body(key).unwrap().len()).unwrap();
+    let good = world.store.body(key).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() - 1] ^= 1;
+    bad[good.len() - 2000] ^= 1;
+    world.store.replace(key, Some(&bad));
+    let id = world.hosts[1].id("disk");
+    world.hosts[1].pool.trim(id, 0, 30 * BLOCK as u64).unwrap();
+    world.hosts[1].write("disk", 100, &block);
+    world.quiesce("thinned");
+    assert_eq!(world.hosts[1].pool.object_cleaning().repacked, 0);
+    let status = world.hosts[1].pool.remote_status(id).unwrap();
+    assert_eq!(status.watermark, status.changed);
+    world.store.replace(key, Some(&good));
+    let found = world.hosts[1].contents("disk", None).unwrap();
+    assert!(found[30 * BLOCK..40 * BLOCK] == block[30 * BLOCK..] && found[100 * BLOCK..140 * BLOCK] == block);
 }

@@ -75,6 +75,10 @@ pub(crate) struct Cleaner {
     pub unnamed: BTreeMap<ObjectId, u64>,
     /// Segments of which some slots are to be put again.
     pub forgotten: BTreeSet<crate::types::SegmentId>,
+    /// Objects that the next round packs anew, out of the store.
+    pub worn: BTreeSet<ObjectId>,
+    /// Those with which that failed: they stay as they are while the pool is open.
+    pub stubborn: BTreeSet<ObjectId>,
     pub done: ObjectCleaning,
     careless: bool,
 }
@@ -91,6 +95,8 @@ impl Default for Cleaner {
             fill: BTreeMap::new(),
             unnamed: BTreeMap::new(),
             forgotten: BTreeSet::new(),
+            worn: BTreeSet::new(),
+            stubborn: BTreeSet::new(),
             done: ObjectCleaning::default(),
             careless: false,
         }

@@ -22,6 +22,7 @@ mod survey;
 mod sweep;
 mod tier;
 mod upload;
+mod worn;
 
 pub use crate::format::manifest::Tenure;
 pub use attach::AttachJob;

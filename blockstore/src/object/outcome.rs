@@ -9,7 +9,7 @@ use super::claim::Claimed;
 use super::pins::makers;
 use super::survey::adopt_part;
 use super::tier::{hex, leans, Chain, Standing, TierJob};
-use super::upload::{fresh_parts, UploadJob, Verdict};
+use super::upload::{fresh_parts, replaced, UploadJob, Verdict};
 use crate::error::Result;
 use crate::format::manifest::{Manifest, Tenure};
 use crate::format::record::Record;
@@ -196,10 +196,23 @@ impl Pool {
             }
         }
         let puts = job.puts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let verdicts = job.verdicts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let whole = verdicts.len() == job.chapters.len()
+            && verdicts.iter().all(|(_, verdict)| matches!(verdict, Verdict::Written(_)));
         drop((job.parts, job.objects));
         let now_us = self.clock.now_us();
         if let (Some(remote), Some(tier)) = (&mut self.segments.remote, &mut self.tier) {
-            for (id, mut parts) in fresh_parts(&puts) {
+            let stubborn = job.stubborn.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            tier.cleaner.stubborn.extend(stubborn);
+            let mut taken = puts.clone();
+            taken.retain(|_, put| whole || put.replaces.is_none());
+            let replaced = replaced(&taken);
+            tier.cleaner.done.repacked += replaced.len() as u64;
+            if !replaced.is_empty() {
+                let known = Arc::make_mut(&mut remote.parts).values_mut();
+                known.for_each(|parts| parts.retain(|part| !replaced.contains(&part.object)));
+            }
+            for (id, mut parts) in fresh_parts(&taken) {
                 if self.segments.table.get(id).is_some() {
                     let known = Arc::make_mut(&mut remote.parts).entry(id).or_default();
                     known.append(&mut parts);
@@ -216,7 +229,6 @@ impl Pool {
                 remote.keep_directory(put.directory);
             }
         }
-        let verdicts = job.verdicts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (id, verdict) in verdicts {
             self.judge(id, verdict, job.began_us, now_us);
         }

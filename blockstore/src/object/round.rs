@@ -11,7 +11,7 @@
 use super::claim::ClaimJob;
 use super::survey::gaps;
 use super::tier::{Farewell, Standing, TierJob};
-use super::upload::{anchored_slot, Chapter, SegmentAtCut, Slots, Task, UploadJob};
+use super::upload::{anchored_slot, Chapter, SegmentAtCut, Slots, Source, Task, UploadJob};
 use crate::error::{Error, Result};
 use crate::format::anchor::Anchor;
 use crate::format::manifest::{Manifest, Tenure};
@@ -75,7 +75,7 @@ impl Pool {
     fn begin_upload(&mut self, anchor: Arc<Anchor>, ready: &BTreeSet<VolumeId>) -> Result<UploadJob> {
         let began_us = self.clock.monotonic_us();
         self.forget_unnamed(self.clock.now_us());
-        let ranges = self.slots_to_put(&anchor)?;
+        let (ranges, worn) = (self.slots_to_put(&anchor)?, self.worn_objects(&anchor));
         let cut = self.next_lsn;
         let flushes = self.streams.values().map(|stream| stream.flush_job(cut, &self.disk)).collect();
         let (Some(tier), Some(remote)) = (&mut self.tier, &self.segments.remote) else {
@@ -83,7 +83,11 @@ impl Pool {
         };
         tier.pinned = ranges.iter().map(|slots| slots.segment).collect();
         let first = self.epoch << 32 | tier.next_object;
-        let tasks = group(ranges, self.pool_id, first);
+        let mut tasks = group(ranges, self.pool_id, first);
+        for worn in worn {
+            let id = ObjectId { pool: self.pool_id, volume: worn.volume, number: first + tasks.len() as u64 };
+            tasks.push(Task { id, source: Source::Store(worn) });
+        }
         tier.next_object += tasks.len() as u64;
         let mut chapters = Vec::new();
         let mut nonce = [0; 16];
@@ -169,6 +173,7 @@ impl Pool {
             next_task: AtomicUsize::new(0),
             puts: Mutex::default(),
             unread: Mutex::default(),
+            stubborn: Mutex::default(),
             verdicts: Mutex::default(),
             flushed: Mutex::default(),
         })
@@ -235,11 +240,11 @@ fn group(ranges: Vec<Slots>, pool: [u8; 16], first: u64) -> Vec<Task> {
         for slots in ranges {
             let bytes = weight(&slots) * BLOCK;
             let fits = room.is_some_and(|room| bytes <= room);
-            match tasks.last_mut().filter(|_| fits) {
-                Some(task) => task.ranges.push(slots),
-                None => {
+            match tasks.last_mut().map(|task| &mut task.source) {
+                Some(Source::Here(ranges)) if fits => ranges.push(slots),
+                _ => {
                     let id = ObjectId { pool, volume, number: first + tasks.len() as u64 };
-                    tasks.push(Task { id, ranges: vec![slots] });
+                    tasks.push(Task { id, source: Source::Here(vec![slots]) });
                     room = Some(OBJECT_SLOT_BYTES);
                 }
             }

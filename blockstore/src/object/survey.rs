@@ -8,6 +8,7 @@
 
 use super::tier::{Chain, Standing};
 use super::upload::anchored_slot;
+use super::worn::is_settled;
 use crate::format::anchor::Anchor;
 use crate::format::manifest::{ObjectInfo, Part};
 use crate::format::object::{within, ObjectId};
@@ -29,6 +30,8 @@ struct Held {
     span: u32,
     /// It can be put again from here.
     here: bool,
+    /// It is known what lives in it, and that no record in it is needed.
+    settled: bool,
 }
 
 /// What of a segment's slots up to `end` is in no part.
@@ -75,7 +78,7 @@ impl Pool {
             settled &= chain.standing != Standing::Owned || chain.pending.is_empty();
             if let Some(last) = &chain.last {
                 named.extend(last.objects.keys().copied());
-                chain.refresh = last.objects.keys().any(|id| !known.contains(id));
+                chain.refresh = last.objects.keys().any(|id| !known.contains(id) || tier.cleaner.worn.contains(id));
                 tier.cleaner.unnamed.retain(|id, _| !last.objects.contains_key(id));
             }
         }
@@ -155,7 +158,9 @@ impl Pool {
             };
             let here = self.segments.table.get(id).is_some_and(|s| s.place == Place::Here && part.end <= s.used)
                 && part.end <= anchored_slot(anchor, id);
-            let entry = held.entry(part.object).or_insert(Held { here: true, ..Held::default() });
+            let place = self.segments.table.get(id).map_or(Place::Imported, |s| s.place);
+            let entry = held.entry(part.object).or_insert(Held { here: true, settled: true, ..Held::default() });
+            entry.settled &= is_settled(place, anchor, id, part.end);
             entry.live += live;
             entry.span += part.end - part.first;
             entry.here &= here;
@@ -212,15 +217,18 @@ impl Pool {
     /// which it is not known how full they were.
     fn repack(&mut self, held: &BTreeMap<ObjectId, Held>) -> Vec<(ObjectId, ObjectInfo)> {
         let (Some(tier), Some(remote)) = (&self.tier, &self.segments.remote) else { return Vec::new() };
-        let own = held
-            .iter()
-            .filter(|(id, held)| id.pool == self.pool_id && held.here && held.live > 0 && held.live * 2 < held.span);
+        let poor = held.iter().filter(|(id, held)| {
+            let possible = held.here && id.pool == self.pool_id || held.settled && !tier.cleaner.stubborn.contains(id);
+            possible && held.live > 0 && held.live * 2 < held.span
+        });
         let (mut measure, mut again, mut room) = (Vec::new(), BTreeSet::new(), REPACK_SLOTS_MAX);
-        for (id, held) in own {
+        let mut worn = BTreeSet::new();
+        for (id, held) in poor {
             match (tier.cleaner.fill.get(id), remote.objects.get(id)) {
                 (Some(slots), _) if held.live * 2 < *slots && held.live <= room => {
                     room -= held.live;
-                    again.insert(*id);
+                    let chosen = if held.here && id.pool == self.pool_id { &mut again } else { &mut worn };
+                    chosen.insert(*id);
                 }
                 (None, Some(info)) if measure.len() < MEASURED_MAX => measure.push((*id, *info)),
                 _ => {}
@@ -228,9 +236,10 @@ impl Pool {
         }
         if !again.is_empty() {
             self.put_again(&again);
-            if let Some(tier) = &mut self.tier {
-                tier.cleaner.done.repacked += again.len() as u64;
-            }
+        }
+        if let Some(tier) = &mut self.tier {
+            tier.cleaner.done.repacked += again.len() as u64;
+            tier.cleaner.worn = worn;
         }
         measure
     }

@@ -9,6 +9,7 @@
 
 use super::claim::newer_than;
 use super::pins::{makers, pin, unpin};
+use super::worn::{pack_anew, Worn};
 use super::{Created, ObjectStore, Range};
 use crate::disk::File;
 use crate::error::{Error, ErrorKind, Result};
@@ -46,7 +47,32 @@ pub(crate) struct Slots {
 /// An object to put.
 pub(crate) struct Task {
     pub id: ObjectId,
-    pub ranges: Vec<Slots>,
+    pub source: Source,
+}
+
+/// What an object is made of.
+pub(crate) enum Source {
+    /// Slots that are here.
+    Here(Vec<Slots>),
+    /// What lives of another object.
+    Store(Worn),
+}
+
+impl Task {
+    /// Slots that the object will hold: segment here, first, one past the last.
+    fn parts(&self) -> Vec<(SegmentId, u32, u32)> {
+        match &self.source {
+            Source::Here(ranges) => ranges.iter().map(|slots| (slots.segment, slots.first, slots.end)).collect(),
+            Source::Store(worn) => worn.parts.iter().map(|part| (part.segment, part.first, part.end)).collect(),
+        }
+    }
+
+    fn replaces(&self) -> Option<ObjectId> {
+        match &self.source {
+            Source::Here(_) => None,
+            Source::Store(worn) => Some(worn.id),
+        }
+    }
 }
 
 /// A segment as it was at the cut.
@@ -86,6 +112,10 @@ pub(crate) struct Chapter {
 pub(crate) struct Put {
     pub info: ObjectInfo,
     pub directory: Arc<Directory>,
+    /// Segment here, first slot, one past the last.
+    pub parts: Vec<(SegmentId, u32, u32)>,
+    /// The object in whose place it comes.
+    pub replaces: Option<ObjectId>,
 }
 
 /// What became of a manifest.
@@ -121,6 +151,8 @@ pub struct UploadJob {
     pub(crate) puts: Mutex<BTreeMap<ObjectId, Put>>,
     /// Objects that could not be made, and why.
     pub(crate) unread: Mutex<BTreeMap<ObjectId, String>>,
+    /// Worn objects that could not be packed anew.
+    pub(crate) stubborn: Mutex<BTreeSet<ObjectId>>,
     pub(crate) verdicts: Mutex<Vec<(VolumeId, Verdict)>>,
     pub(crate) flushed: Mutex<Option<io::Result<()>>>,
 }
@@ -153,10 +185,18 @@ impl UploadJob {
     /// Puts one more object; `false` when none is left. Several threads may do so at once.
     pub fn put_next(&self) -> Result<bool> {
         let Some(task) = self.tasks.get(self.next_task.fetch_add(1, Ordering::Relaxed)) else { return Ok(false) };
-        let (bytes, directory) = match build(task) {
-            Ok(built) => built,
-            Err(e) => {
+        let built = match &task.source {
+            Source::Here(ranges) => build(task.id, ranges),
+            Source::Store(worn) => pack_anew(worn, task.id, &*self.store),
+        };
+        let (bytes, directory) = match (built, &task.source) {
+            (Ok(built), _) => built,
+            (Err(e), Source::Here(_)) => {
                 locked(&self.unread).insert(task.id, e.to_string());
+                return Ok(true);
+            }
+            (Err(_), Source::Store(worn)) => {
+                locked(&self.stubborn).insert(worn.id);
                 return Ok(true);
             }
         };
@@ -174,7 +214,8 @@ impl UploadJob {
                 return Err(Error::new(ErrorKind::Fenced, text));
             }
         }
-        locked(&self.puts).insert(task.id, Put { info, directory: Arc::new(directory) });
+        let (parts, replaces) = (task.parts(), task.replaces());
+        locked(&self.puts).insert(task.id, Put { info, directory: Arc::new(directory), parts, replaces });
         Ok(true)
     }
 
@@ -182,7 +223,7 @@ impl UploadJob {
     /// told when the others are done.
     pub fn commit(&self) -> Result<()> {
         let (puts, unread) = (locked(&self.puts).clone(), locked(&self.unread).clone());
-        if puts.len() + unread.len() != self.tasks.len() {
+        if puts.len() + unread.len() + locked(&self.stubborn).len() != self.tasks.len() {
             return Err(Error::new(ErrorKind::Unavailable, "not every object of the round is there"));
         }
         let mut outcome = Ok(());
@@ -274,7 +315,7 @@ impl UploadJob {
             segments: BTreeMap::new(),
             tail: Vec::new(),
         };
-        let fresh = fresh_parts(puts);
+        let (fresh, replaced) = (fresh_parts(puts), replaced(puts));
         let mut tail = BTreeSet::new();
         for segment in self.segments.iter().filter(|s| chapter.owners.contains(&s.volume)) {
             let from = match segment.kind {
@@ -284,7 +325,7 @@ impl UploadJob {
             let old = self.parts.get(&segment.id).map_or(&[][..], Vec::as_slice);
             let new = fresh.get(&segment.id).map_or(&[][..], Vec::as_slice);
             let (mut parts, mut homeless) = (Vec::new(), *segment.live);
-            for part in old.iter().chain(new) {
+            for part in old.iter().filter(|part| !replaced.contains(&part.object)).chain(new) {
                 let is_tail = part.end > from;
                 let inside = within(&segment.live, part.first, part.end);
                 let lives = inside.iter().any(|word| *word != 0);
@@ -354,13 +395,17 @@ pub(crate) fn anchored_slot(anchor: &Anchor, id: SegmentId) -> u32 {
 pub(crate) fn fresh_parts(puts: &BTreeMap<ObjectId, Put>) -> BTreeMap<SegmentId, Vec<Part>> {
     let mut parts: BTreeMap<SegmentId, Vec<Part>> = BTreeMap::new();
     for (object, put) in puts {
-        for range in &put.directory.ranges {
-            let part = Part { first: range.first, end: range.end, object: *object };
-            parts.entry(range.segment).or_default().push(part);
+        for (segment, first, end) in &put.parts {
+            parts.entry(*segment).or_default().push(Part { first: *first, end: *end, object: *object });
         }
     }
     parts.values_mut().for_each(|parts| parts.sort_by_key(|part| part.first));
     parts
+}
+
+/// Objects in whose place others were put.
+pub(crate) fn replaced(puts: &BTreeMap<ObjectId, Put>) -> BTreeSet<ObjectId> {
+    puts.values().filter_map(|put| put.replaces).collect()
 }
 
 /// Puts a manifest, and finds out who was first if it was not this one.
@@ -381,9 +426,9 @@ pub(crate) fn put_manifest(store: &dyn ObjectStore, manifest: Manifest, pending:
 }
 
 /// Reads the slots of a task and packs them.
-fn build(task: &Task) -> Result<(Vec<u8>, Directory)> {
-    let mut builder = ObjectBuilder::new(task.id);
-    for slots in &task.ranges {
+fn build(id: ObjectId, ranges: &[Slots]) -> Result<(Vec<u8>, Directory)> {
+    let mut builder = ObjectBuilder::new(id);
+    for slots in ranges {
         let batches = if slots.records_from < slots.end { read_batches(slots)? } else { Vec::new() };
         let here = present(&slots.live);
         let data = read_live(slots, &here)?;

@@ -168,7 +168,7 @@ impl Remote {
     }
 
     /// The number that stands in the objects for a segment's number here.
-    fn original(&self, id: SegmentId) -> SegmentId {
+    pub fn original(&self, id: SegmentId) -> SegmentId {
         self.origins.of(id).map_or(id, |(_, there)| there)
     }
 
