@@ -5,8 +5,20 @@
 
 #![forbid(unsafe_code)]
 
+mod contents;
+mod diff;
+mod ext4;
+mod image;
+mod le;
+pub mod limits;
+mod partition;
 mod source;
 mod tree;
+mod walk;
 
+pub use contents::{open, Contents, Partition};
+pub use diff::{diff, Change, Difference};
+pub use image::{FileImage, NbdImage, Window};
 pub use source::ReadAt;
-pub use tree::{Attributes, Entry, FileKind, Inode, Time, Tree, TreeError};
+pub use tree::{Attributes, Entry, Extent, FileKind, Inode, Time, Tree, TreeError};
+pub use walk::{find, Place};

@@ -83,6 +83,17 @@ pub struct Entry {
     pub next: u64,
 }
 
+/// A run of a file's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How long it is, bytes; 0 at the file's end.
+    pub len: u64,
+    /// Where in the image it begins, if it lies there by itself.
+    pub at: Option<u64>,
+    /// Nothing is there: it reads as zeros.
+    pub is_hole: bool,
+}
+
 /// Why something in a tree cannot be had.
 #[derive(Debug)]
 pub enum TreeError {
@@ -138,8 +149,20 @@ pub trait Tree: Send + Sync {
     /// Fills `out` from `offset` on; returns how many bytes there were before the end.
     fn read(&self, file: Inode, offset: u64, out: &mut [u8]) -> Result<usize, TreeError>;
 
+    /// What the file's bytes from `offset` on are, as far as they are the same.
+    fn extent(&self, file: Inode, offset: u64) -> Result<Extent, TreeError>;
+
     /// The first run of data of a file that ends behind `offset`, clipped to begin there; `None` when only holes follow.
-    fn next_data(&self, file: Inode, offset: u64) -> Result<Option<Range<u64>>, TreeError>;
+    fn next_data(&self, file: Inode, offset: u64) -> Result<Option<Range<u64>>, TreeError> {
+        let mut at = offset;
+        loop {
+            match self.extent(file, at)? {
+                Extent { len: 0, .. } => return Ok(None),
+                Extent { len, is_hole: false, .. } => return Ok(Some(at..at.saturating_add(len))),
+                Extent { len, .. } => at = at.saturating_add(len),
+            }
+        }
+    }
 
     /// Where a symbolic link points.
     fn link_target(&self, link: Inode) -> Result<Vec<u8>, TreeError>;
@@ -149,4 +172,11 @@ pub trait Tree: Send + Sync {
 
     /// Value of one.
     fn xattr(&self, file: Inode, name: &[u8]) -> Result<Vec<u8>, TreeError>;
+
+    /// The bytes of the image that say what `file` is: where they have not changed, neither has what
+    /// [`Tree::attributes`] tells.
+    fn record(&self, file: Inode) -> Result<Range<u64>, TreeError>;
+
+    /// The bytes of the image that are read from elsewhere in it, because a journal holds newer ones.
+    fn overlaid(&self) -> Vec<Range<u64>>;
 }

@@ -1,0 +1,137 @@
+//! Images in files and behind NBD.
+
+use crate::source::ReadAt;
+use nbd_client::Nbd;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+
+/// A raw image in a file. All of it counts as data.
+pub struct FileImage {
+    file: File,
+    size: u64,
+}
+
+impl FileImage {
+    /// The image in `file`, as large as it is now.
+    pub fn new(file: File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        Ok(Self { file, size })
+    }
+}
+
+impl ReadAt for FileImage {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((offset < self.size).then_some(offset..self.size))
+    }
+}
+
+/// An export. A session that breaks is opened anew once for each request.
+pub struct NbdImage<C> {
+    open: C,
+    size: u64,
+    session: Mutex<Option<Nbd>>,
+}
+
+impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
+    /// The export that `open` opens.
+    pub fn new(open: C) -> io::Result<Self> {
+        let session = open()?;
+        Ok(Self { size: session.size, open, session: Mutex::new(Some(session)) })
+    }
+
+    fn ask<T>(&self, request: impl Fn(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
+        let mut held = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        for last in [false, true] {
+            let mut session = match held.take() {
+                Some(session) => session,
+                None => (self.open)()?,
+            };
+            if session.size != self.size {
+                return Err(io::Error::other("the export has another size than when it was opened"));
+            }
+            match request(&mut session) {
+                Ok(answer) => {
+                    *held = Some(session);
+                    return Ok(answer);
+                }
+                // The server has answered: the session is as good as before, when nothing else is on its way.
+                Err(e @ nbd_client::Error::Server { .. }) => {
+                    *held = (session.in_flight == 0).then_some(session);
+                    return Err(e.into());
+                }
+                Err(e) if last => return Err(e.into()),
+                Err(_) => {}
+            }
+        }
+        Err(io::Error::other("the export cannot be reached"))
+    }
+}
+
+impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        for (piece, at) in out.chunks_mut(crate::limits::PIECE).zip((offset..).step_by(crate::limits::PIECE)) {
+            // The closure may run twice, and each time fills all of it.
+            let piece = Mutex::new(piece);
+            self.ask(|session| session.read_exact_at(at, &mut piece.lock().unwrap_or_else(PoisonError::into_inner)))?;
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let mut at = offset;
+        while at < self.size {
+            for (len, hole) in self.ask(|session| session.extents(at))? {
+                let end = at.saturating_add(len).min(self.size);
+                if !hole && at < end {
+                    return Ok(Some(at..end));
+                }
+                at = end;
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A part of another image, as an image.
+pub struct Window<'a> {
+    /// The whole.
+    pub whole: std::sync::Arc<dyn ReadAt + 'a>,
+    /// The bytes of it.
+    pub range: Range<u64>,
+}
+
+impl ReadAt for Window<'_> {
+    fn size(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = offset.checked_add(out.len() as u64).filter(|end| *end <= self.size());
+        end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.whole.read_at(self.range.start + offset, out)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        if offset >= self.size() {
+            return Ok(None);
+        }
+        let found = self.whole.next_data(self.range.start + offset)?;
+        let found = found.filter(|data| data.start < self.range.end);
+        Ok(found.map(|data| data.start - self.range.start..data.end.min(self.range.end) - self.range.start))
+    }
+}
