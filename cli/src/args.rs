@@ -362,7 +362,7 @@ pub enum CheckpointVerb {
     },
     /// Blocks that differ between two states of a volume
     #[command(
-        after_help = "Examples:\n  cairn checkpoint diff disk v1 v2\n  cairn --json checkpoint diff disk v2 Current"
+        after_help = "Examples:\n  cairn checkpoint diff disk v1 v2\n  cairn --json checkpoint diff disk v2 Current\n  cairn checkpoint diff disk v1 v2 --files"
     )]
     Diff {
         /// The volume
@@ -371,6 +371,35 @@ pub enum CheckpointVerb {
         from: String,
         /// The newer state; Current is the head
         to: String,
+        /// Compare files instead of blocks: added, removed, modified, renamed, attributes
+        #[arg(long)]
+        files: bool,
+    },
+    /// Print a file of a checkpoint
+    #[command(
+        after_help = "Examples:\n  cairn checkpoint cat disk v1 etc/hostname\n  cairn checkpoint cat disk Current p1/var/log/syslog     on a partitioned disk: partition 1\n\next2, ext3 and ext4 are read, without mounting anything. Symbolic links are not followed."
+    )]
+    Cat {
+        /// The volume
+        volume: String,
+        /// The checkpoint; Current is the head
+        id: String,
+        /// The file's path in it
+        path: String,
+    },
+    /// Copy a file or folder out of a checkpoint
+    #[command(
+        after_help = "Examples:\n  cairn checkpoint cp disk v1 home/me/project .\n  cairn checkpoint cp disk v1 / everything\n\nPermissions, times, links, holes and users' extended attributes are kept; owners, set-id bits and devices are not:\na guest's files get no power here. Nothing that exists is written over."
+    )]
+    Cp {
+        /// The volume
+        volume: String,
+        /// The checkpoint; Current is the head
+        id: String,
+        /// The file's or folder's path in it
+        path: String,
+        /// Where to: a new name, or a folder that exists
+        dest: PathBuf,
     },
 }
 

@@ -108,6 +108,15 @@ pub fn gone() -> Failure {
     Failure::new("io", "the daemon closed the connection before it answered: it was stopped, or see its log")
 }
 
+/// The next line of the control socket.
+pub fn line(stream: &mut UnixStream) -> Result<String, Failure> {
+    let mut line = String::new();
+    match BufReader::new(stream).read_line(&mut line)? {
+        0 => Err(gone()),
+        _ => Ok(line),
+    }
+}
+
 /// A line of the control socket as an answer or a failure.
 pub fn answer(line: &str) -> Result<Value, Failure> {
     let answer: Value = serde_json::from_str(line).map_err(io::Error::from)?;

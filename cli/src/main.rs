@@ -8,6 +8,7 @@ mod args;
 mod bucket;
 mod client;
 mod export;
+mod files;
 mod import;
 mod link;
 mod logging;

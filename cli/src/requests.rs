@@ -6,6 +6,7 @@ use crate::args::{parse_size, CheckpointVerb, Cli, KeyVerb, Verb, VolumeVerb};
 use crate::bucket;
 use crate::client::{carry_out, connect, Failure, Intent, Who, CONTROL};
 use crate::export;
+use crate::files;
 use crate::import;
 use crate::link::{ask_long, Link};
 use crate::output::{print, Progress};
@@ -58,6 +59,16 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
                 _ if file.as_os_str() == "-" => {}
                 made => print(&made, cli.json, &[]),
             }
+            return Ok(());
+        }
+        Verb::Checkpoint(CheckpointVerb::Diff { volume, from, to, files: true }) => {
+            return files::differences(&folder, volume, from, to, cli.json);
+        }
+        Verb::Checkpoint(CheckpointVerb::Cat { volume, id, path }) => {
+            return files::print_file(&folder, volume, id, path);
+        }
+        Verb::Checkpoint(CheckpointVerb::Cp { volume, id, path, dest }) => {
+            print(&files::copy(&folder, volume, id, path, dest)?, cli.json, &[]);
             return Ok(());
         }
         Verb::Volume(VolumeVerb::Sync { name }) => {
@@ -123,9 +134,10 @@ fn checkpoint_request(verb: &CheckpointVerb) -> Value {
         CheckpointVerb::Delete { volume, id, force } => {
             json!({"op": "checkpoint.delete", "volume": volume, "id": id, "force": force})
         }
-        CheckpointVerb::Diff { volume, from, to } => {
+        CheckpointVerb::Diff { volume, from, to, .. } => {
             json!({"op": "checkpoint.diff", "volume": volume, "from": from, "to": to})
         }
+        CheckpointVerb::Cat { .. } | CheckpointVerb::Cp { .. } => Value::Null,
     }
 }
 

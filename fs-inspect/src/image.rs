@@ -44,10 +44,9 @@ pub struct NbdImage<C> {
 }
 
 impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
-    /// The export that `open` opens.
-    pub fn new(open: C) -> io::Result<Self> {
-        let session = open()?;
-        Ok(Self { size: session.size, open, session: Mutex::new(Some(session)) })
+    /// The export of `session`; `open` opens it again.
+    pub fn new(session: Nbd, open: C) -> Self {
+        Self { size: session.size, open, session: Mutex::new(Some(session)) }
     }
 
     fn ask<T>(&self, request: impl Fn(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
