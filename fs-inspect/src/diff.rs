@@ -7,12 +7,17 @@
 //! Invariants
 //!   * the outcome is in the order of paths and depends on nothing but the two states;
 //!   * a file that is another one of the same number is removed and added, not changed;
-//!   * directories are walked `TREE_DEPTH_MAX` deep, and none is walked twice below itself.
+//!   * directories are walked `TREE_DEPTH_MAX` deep, and none is walked twice below itself;
+//!   * no more is compared than the file system can hold: blocks that many files claim are damage.
 
 use crate::limits::{PIECE, TREE_DEPTH_MAX};
 use crate::tree::{Attributes, FileKind, Inode, Tree, TreeError};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+
+/// Runs of blocks that are looked at however small the file system is.
+const RUNS_FREE: u64 = 1 << 16;
 
 /// What happened to a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +84,9 @@ struct Differ<'a> {
     found: Vec<Difference>,
     /// Inodes looked at already: one with many names is compared once.
     compared: HashMap<(Inode, Inode), Option<Change>>,
+    /// Bytes that may still be compared, and runs of blocks that may still be looked at.
+    bytes_left: Cell<u64>,
+    runs_left: Cell<u64>,
 }
 
 type Names = BTreeMap<Vec<u8>, (Inode, Option<FileKind>)>;
@@ -89,7 +97,9 @@ pub fn diff(before: &dyn Tree, after: &dyn Tree, mut changed: Vec<Range<u64>>) -
     changed.extend(after.overlaid());
     let changed = Changed::new(changed);
     let (removed, added, found, compared) = (BTreeMap::new(), BTreeMap::new(), Vec::new(), HashMap::new());
-    let mut differ = Differ { before, after, changed, removed, added, found, compared };
+    let size = before.size().max(after.size());
+    let (bytes_left, runs_left) = (Cell::new(size.saturating_mul(4)), Cell::new(size / 256 + RUNS_FREE));
+    let mut differ = Differ { before, after, changed, removed, added, found, compared, bytes_left, runs_left };
     differ.both(&[], before.root(), after.root(), &mut Vec::new())?;
     differ.match_renames()?;
     differ.found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -129,10 +139,17 @@ impl Differ<'_> {
         Ok(self.changed.touches(tree.record(inode)?))
     }
 
+    fn spend(left: &Cell<u64>, amount: u64) -> Result<(), TreeError> {
+        let rest = left.get().checked_sub(amount);
+        left.set(rest.ok_or_else(|| TreeError::Damaged("files claim more than the disk has".to_owned()))?);
+        Ok(())
+    }
+
     /// Whether a file's bytes may be others, because its blocks have changed or are others.
     fn blocks_changed(&self, before: Inode, after: Inode) -> Result<bool, TreeError> {
         let mut at = 0;
         loop {
+            Self::spend(&self.runs_left, 1)?;
             let (a, b) = (self.before.extent(before, at)?, self.after.extent(after, at)?);
             let len = a.len.min(b.len);
             if a.at != b.at || a.is_hole != b.is_hole {
@@ -253,6 +270,7 @@ impl Differ<'_> {
         let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
         let mut at = 0;
         loop {
+            Self::spend(&self.runs_left, 1)?;
             let (x, y) = (self.before.extent(a, at)?, self.after.extent(b, at)?);
             let len = x.len.min(y.len);
             if len == 0 {
@@ -266,6 +284,7 @@ impl Differ<'_> {
             let (mut from, end) = (at, at + len);
             while !same_place && from < end {
                 let piece = (end - from).min(PIECE as u64) as usize;
+                Self::spend(&self.bytes_left, piece as u64)?;
                 self.before.read(a, from, &mut left[..piece])?;
                 self.after.read(b, from, &mut right[..piece])?;
                 if left[..piece] != right[..piece] {

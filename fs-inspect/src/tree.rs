@@ -134,6 +134,9 @@ pub trait Tree: Send + Sync {
     /// Its root directory.
     fn root(&self) -> Inode;
 
+    /// Bytes of the file system: no sound tree has more data in its files.
+    fn size(&self) -> u64;
+
     /// What `stat` tells.
     fn attributes(&self, file: Inode) -> Result<Attributes, TreeError>;
 

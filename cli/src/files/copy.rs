@@ -139,6 +139,10 @@ impl Copier<'_> {
                 let want = (data.end - at).min(PIECE as u64) as usize;
                 match self.tree.read(inode, at, &mut piece[..want]) {
                     Ok(0) => break,
+                    Ok(_) if self.bytes > self.tree.size() => {
+                        self.skip(target, "the files claim more than the disk has: it is damaged");
+                        return Ok(());
+                    }
                     Ok(got) => {
                         file.write_all_at(&piece[..got], at)?;
                         (at, self.bytes) = (at + got as u64, self.bytes + got as u64);

@@ -196,7 +196,10 @@ impl Node {
             data.extend(xattr::inline_rest(blocks, self)?);
         }
         if self.kind != FileKind::Directory {
-            data.truncate(usize::try_from(self.size).unwrap_or(usize::MAX));
+            if self.size > data.len() as u64 {
+                return Err(damaged(self.number, "it is longer than what its inode holds"));
+            }
+            data.truncate(self.size as usize);
         }
         Ok(data)
     }
@@ -231,6 +234,9 @@ impl Node {
 
     pub fn extent(&self, blocks: &Blocks, offset: u64) -> Result<Extent, TreeError> {
         let left = self.size.saturating_sub(offset);
+        if self.is_inline() {
+            self.inline(blocks)?;
+        }
         if left == 0 || self.is_inline() {
             return Ok(Extent { len: left, at: None, is_hole: false });
         }

@@ -63,6 +63,10 @@ impl Tree for Ext4 {
         ROOT
     }
 
+    fn size(&self) -> u64 {
+        self.blocks.superblock.blocks * self.blocks.size()
+    }
+
     fn attributes(&self, file: Inode) -> Result<Attributes, TreeError> {
         self.node(file)?.attributes(&self.blocks)
     }

@@ -1,0 +1,203 @@
+//! Images that somebody made to harm: whatever they hold, reading ends, in few reads, without a panic.
+//! `CAIRN_MUTANTS` for the long form.
+
+mod common;
+
+use common::{debugfs, fill, mke2fs, Rng};
+use fs_inspect::{diff, open, Contents, FileKind, Inode, ReadAt, Tree};
+use std::fs;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// An image in memory, which counts what is read of it.
+struct Counted(Vec<u8>, AtomicU64);
+
+impl ReadAt for Counted {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.1.fetch_add(out.len() as u64, Ordering::Relaxed);
+        let end = offset.checked_add(out.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let held =
+            usize::try_from(offset).ok().zip(usize::try_from(end).ok()).and_then(|(from, to)| self.0.get(from..to));
+        out.copy_from_slice(held.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((offset < self.size()).then_some(offset..self.size()))
+    }
+}
+
+/// Looks at everything, as deep as eight folders and 2,000 files.
+fn look(tree: &dyn Tree, inode: Inode, depth: usize, files: &mut u32) {
+    let mut children = Vec::new();
+    let _ = tree.entries(inode, 0, &mut |entry| {
+        assert!(!entry.name.contains(&b'/') && !entry.name.contains(&0) && entry.name != b"..", "{:?}", entry.name);
+        children.push(entry.inode);
+        children.len() < 2000
+    });
+    let _ = tree.parent(inode);
+    for child in children {
+        *files += 1;
+        if *files > 2000 {
+            return;
+        }
+        let Ok(what) = tree.attributes(child) else { continue };
+        tree.xattr_names(child).unwrap_or_default().iter().for_each(|name| drop(tree.xattr(child, name)));
+        match what.kind {
+            FileKind::Directory if depth < 8 => look(tree, child, depth + 1, files),
+            FileKind::File => {
+                let mut piece = [0; 8192];
+                for at in [0, 4095, what.size / 2, what.size.saturating_sub(5), u64::MAX - 3] {
+                    let _ = tree.read(child, at, &mut piece);
+                    let _ = tree.extent(child, at);
+                }
+            }
+            FileKind::Link => drop(tree.link_target(child)),
+            _ => {}
+        }
+    }
+}
+
+fn survive(bytes: Vec<u8>, what: &str) {
+    let size = bytes.len() as u64;
+    let image = Arc::new(Counted(bytes, AtomicU64::new(0)));
+    if let Ok(Contents::Tree(tree)) = open(image.clone()) {
+        look(&*tree, tree.root(), 0, &mut 0);
+        let _ = tree.lookup(tree.root(), b"no such name");
+        let _ = diff(&*tree, &*tree, std::iter::once(0..u64::MAX).collect());
+    }
+    let read = image.1.load(Ordering::Relaxed);
+    assert!(read < 100 * size, "{what}: {read} bytes read of an image of {size}");
+}
+
+fn image(scratch: &Path, options: &[&str], seed: u64) -> Vec<u8> {
+    let (folder, image) = (scratch.join(format!("folder {seed}")), scratch.join(format!("image {seed}")));
+    fs::create_dir(&folder).expect("a folder");
+    fill(&folder, &mut Rng(seed));
+    mke2fs(&image, Some(&folder), "20M", options);
+    fs::read(&image).expect("an image")
+}
+
+/// Without checksums nothing is noticed before it is used. Half of the changes are in the first blocks, where everything
+/// begins, the others where metadata is found by its marks.
+#[test]
+fn mutants_end_without_panics() {
+    let mutants = std::env::var("CAIRN_MUTANTS").ok().and_then(|n| n.parse().ok()).unwrap_or(120);
+    let scratch = tempfile::tempdir().expect("a folder");
+    let bases = [
+        image(scratch.path(), &["-t", "ext4", "-O", "^metadata_csum", "-b", "1024"], 1),
+        image(scratch.path(), &["-t", "ext4", "-O", "^metadata_csum,inline_data"], 2),
+        image(scratch.path(), &["-t", "ext2", "-b", "1024"], 3),
+    ];
+    let mut rng = Rng(99);
+    for n in 0..mutants {
+        let mut bytes = bases[n % bases.len()].clone();
+        let marks: Vec<usize> = (0..bytes.len() - 2)
+            .step_by(128)
+            .filter(|at| {
+                bytes[at + 40..].starts_with(&[0x0a, 0xf3])
+                    || bytes[*at..].starts_with(&[0x0a, 0xf3])
+                    || bytes[at + 4..].starts_with(&[12, 0, 1])
+            })
+            .collect();
+        for _ in 0..1 + rng.below(12) {
+            let near = match rng.below(3) {
+                0 => 1024 + rng.below(1024) as usize,
+                1 => rng.below(400 << 10) as usize,
+                _ => marks[rng.below(marks.len() as u64) as usize] + rng.below(200) as usize,
+            };
+            let at = near.min(bytes.len() - 8);
+            match rng.below(4) {
+                0 => bytes[at] ^= 1 << rng.below(8),
+                1 => bytes[at] = rng.next() as u8,
+                2 => bytes[at..at + 4].fill(0xff),
+                _ => {
+                    let from = rng.below(bytes.len() as u64 - 64) as usize;
+                    bytes.copy_within(from..from + 8, at);
+                }
+            }
+        }
+        survive(bytes, &format!("mutant {n}"));
+    }
+}
+
+/// The same with a journal that is not clean, changed in its own blocks.
+#[test]
+fn mutants_of_journals_end_without_panics() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    mke2fs(&path, None, "16M", &["-t", "ext4", "-b", "1024", "-O", "^metadata_csum", "-J", "size=1"]);
+    fs::write(scratch.path().join("b"), [7; 1024]).expect("a file");
+    let b = scratch.path().join("b");
+    debugfs(&path, &format!("jo\njw -b 300 {0}\njw -r 400\njw -b 301 {0}\njc\n", b.display()));
+    let base = fs::read(&path).expect("an image");
+    let blocks: Vec<usize> =
+        (0..base.len()).step_by(1024).filter(|at| base[*at..].starts_with(&[0xc0, 0x3b, 0x39, 0x98])).collect();
+    assert!(blocks.len() > 3, "the journal's blocks are found");
+    let mut rng = Rng(7);
+    for n in 0..150 {
+        let mut bytes = base.clone();
+        for _ in 0..1 + rng.below(6) {
+            let at = blocks[rng.below(blocks.len() as u64) as usize] + rng.below(128) as usize;
+            bytes[at] = [0, 0xff, rng.next() as u8][rng.below(3) as usize];
+        }
+        survive(bytes, &format!("journal {n}"));
+    }
+}
+
+#[test]
+fn crafted_images_end() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    let small = scratch.path().join("small");
+    fs::write(&small, [b'x'; 3000]).expect("a file");
+    let craft = |commands: &str| {
+        mke2fs(&path, None, "16M", &["-t", "ext4", "-b", "1024", "-O", "^metadata_csum"]);
+        debugfs(&path, commands);
+        // A superblock that claims more makes debugfs lengthen the file.
+        let mut bytes = Vec::new();
+        fs::File::open(&path).expect("an image").take(16 << 20).read_to_end(&mut bytes).expect("its bytes");
+        fs::remove_file(&path).expect("it goes");
+        bytes
+    };
+    // A folder in itself, one in two places, a deep chain.
+    survive(craft("mkdir a\nmkdir a/b\nln a a/b/a\nln / a/root\nln a second\n"), "folders in themselves");
+    let deep: String = (0..700)
+        .scan(String::from("d"), |path, _| {
+            let line = format!("mkdir {path}\n");
+            path.push_str("/d");
+            (path.len() < 900).then_some(line)
+        })
+        .collect();
+    survive(craft(&deep), "a deep chain");
+    // Sizes beyond all disks, with and without blocks.
+    survive(craft("mkdir a\nset_inode_field a size 0x7fffffff\n"), "a large folder");
+    for field in [
+        "size 0x7fffffff",
+        "size_high 0x7fffffff",
+        "block[0] 0xfffffff0",
+        "flags 0x10000000",
+        "flags 0",
+        "file_acl 0xfffffff0",
+    ] {
+        survive(craft(&format!("mkdir a\nwrite {} a/file\nset_inode_field a/file {field}\n", small.display())), field);
+    }
+    for field in [
+        "log_block_size 60",
+        "inodes_per_group 0",
+        "blocks_per_group 0",
+        "inode_size 0",
+        "inode_size 65535",
+        "blocks_count 0xffffffff",
+        "first_data_block 0xffffffff",
+        "desc_size 1",
+        "inodes_count 0xffffffff",
+    ] {
+        survive(craft(&format!("set_super_value {field}\n")), field);
+    }
+}
