@@ -8,6 +8,7 @@ mod args;
 mod bucket;
 mod client;
 mod export;
+mod guest_args;
 mod import;
 mod link;
 mod logging;
@@ -15,6 +16,8 @@ mod output;
 mod requests;
 mod serve;
 mod store;
+mod vm;
+mod vm_store;
 
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};
@@ -42,7 +45,8 @@ fn fail(failure: &Failure, json: bool) -> ExitCode {
     if json {
         eprintln!("{}", failure.json());
     } else {
-        eprintln!("cairn: {}", output::printable(&failure.message));
+        let lines: Vec<String> = failure.message.split('\n').map(output::printable).collect();
+        eprintln!("cairn: {}", lines.join("\n"));
     }
     ExitCode::from(failure.code())
 }
@@ -62,6 +66,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         Verb::Man { folder } => man(folder),
         Verb::Serve(options) => serve::serve(cli, options),
+        Verb::Vm(verb) => vm::vm(cli, verb),
+        Verb::Image(verb) => vm::image(cli, verb),
+        Verb::Doctor => vm::doctor(cli),
         verb => requests::run(cli, verb),
     }
 }
