@@ -16,6 +16,8 @@ mod fields;
 mod frame;
 mod hello;
 mod message;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use frame::{Decoder, HEADER};
 pub use hello::{Hello, Side, HELLO_LEN};
