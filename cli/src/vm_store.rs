@@ -72,6 +72,11 @@ impl Store for Daemon {
         text(&self.ask(&json!({"op": "checkpoint.create", "volume": volume, "comment": comment}))?, "id")
     }
 
+    fn identity(&self, volume: &str, id: &str) -> Result<String> {
+        let time = text(&self.ask(&json!({"op": "checkpoint.get", "volume": volume, "id": id}))?, "create_time")?;
+        Ok(time.chars().filter(char::is_ascii_alphanumeric).collect())
+    }
+
     fn restore(&self, volume: &str, id: &str) -> Result<String> {
         // The VMM has ended; its connection may not have yet.
         text(&self.ask(&json!({"op": "restore", "volume": volume, "id": id, "force": true}))?, "undo")

@@ -4,8 +4,8 @@ use crate::{Error, Kind, Result};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 /// Longest state file; ours are far shorter.
 const STATE_MAX: u64 = 1 << 20;
-/// Pause between two tries of a lock.
+/// How long a listener may take to take a connection.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Pause between two tries of a lock or connection.
 const RETRY: Duration = Duration::from_millis(10);
 
 /// Puts `value` at `path`: all of it, or what was there before.
@@ -61,10 +63,37 @@ impl Lock {
     }
 }
 
-/// Connects to the socket `name` in `folder`, however long the folder's path is.
-pub(crate) fn connect(folder: &Path, name: &str) -> std::io::Result<UnixStream> {
+/// Connects to the socket `name` in `folder`, however long the folder's path is. A listener that hangs does not take
+/// connections: it is given up after [`CONNECT`], with `TimedOut`.
+pub(crate) fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
     let folder = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(folder)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()))
+    let path = format!("/proc/self/fd/{}/{name}", folder.as_raw_fd());
+    // SAFETY: an address without pointers, for which zeros are a value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (to, from) in address.sun_path.iter_mut().zip(path.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the call makes a descriptor that nobody else owns.
+    let stream = unsafe {
+        let fd = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        UnixStream::from_raw_fd(fd)
+    };
+    let (begin, len) = (Instant::now(), size_of::<libc::sockaddr_un>() as libc::socklen_t);
+    // SAFETY: the call reads an address of the length given, which lives through it.
+    while unsafe { libc::connect(stream.as_raw_fd(), (&raw const address).cast(), len) } != 0 {
+        let e = io::Error::last_os_error();
+        match e.kind() {
+            io::ErrorKind::WouldBlock if begin.elapsed() < CONNECT => std::thread::sleep(RETRY),
+            io::ErrorKind::WouldBlock => return Err(io::ErrorKind::TimedOut.into()),
+            _ => return Err(e),
+        }
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Whether `name` can be a machine's or an image's: it becomes a folder's and a volume's name.
@@ -114,5 +143,22 @@ mod tests {
         let at = File::open(&deep).expect("a folder");
         let _listener = std::os::unix::net::UnixListener::bind(format!("/proc/self/fd/{}/s", at.as_raw_fd()));
         assert!(connect(&deep, "s").is_ok());
+        assert_eq!(connect(&deep, "none").expect_err("no socket").kind(), io::ErrorKind::NotFound);
+    }
+
+    /// A hung VMM held up `cairn vm stop` for ever: its queue was full of connections that it did not take.
+    #[test]
+    fn a_listener_that_takes_no_connection_is_given_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let _listener = std::os::unix::net::UnixListener::bind(folder.path().join("s")).expect("a socket");
+        let mut held = Vec::new();
+        let refused = loop {
+            match connect(folder.path(), "s") {
+                Ok(stream) => held.push(stream),
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+        assert!(!held.is_empty());
     }
 }

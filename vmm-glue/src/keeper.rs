@@ -19,6 +19,7 @@ use std::time::Duration;
 pub(crate) const LOCK: &str = "keeper";
 pub(crate) const ORDER: &str = "command.json";
 pub(crate) const ENDED: &str = "ended.json";
+const PROCESS: &str = "process.json";
 
 /// What a keeper is to run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,6 +115,12 @@ fn run(folder: &Path, order: &Order) -> Result<End> {
     })?;
     // The command holds our side of the pipe's other end as long as it lives.
     drop(command);
+    let process = Process { pid: child.id(), began: began(child.id()).unwrap_or(0) };
+    if let Err(e) = write_json(&folder.join(PROCESS), &process) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(e);
+    }
     let group = order.limits.apply(folder, child.id());
     if let Err(why) = &group {
         let _ = ring.write(format!("cairn: limits are not enforced: {why}\n").as_bytes());
@@ -130,10 +137,46 @@ fn run(folder: &Path, order: &Order) -> Result<End> {
         }
     }
     let status = child.wait()?;
+    let _ = fs::remove_file(folder.join(PROCESS));
     if let Ok(group) = group {
         group.remove();
     }
     Ok(End { status: status.code(), signal: status.signal(), error: None })
+}
+
+/// The VMM's process: its number, and when it began, which tells it from a later one of the same number.
+#[derive(Debug, Serialize, Deserialize)]
+struct Process {
+    pid: u32,
+    began: u64,
+}
+
+fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Fields are counted from behind the name, which may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Ends, by force, the VMM of a folder, whether or not it answers. Nothing happens when none runs.
+pub(crate) fn kill(folder: &Path) -> Result<()> {
+    let Ok(process) = read_json::<Process>(&folder.join(PROCESS)) else { return Ok(()) };
+    // SAFETY: the call makes a descriptor that nobody else owns.
+    let held = unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, process.pid as libc::pid_t, 0);
+        if fd < 0 {
+            return Ok(());
+        }
+        OwnedFd::from_raw_fd(fd as libc::c_int)
+    };
+    // Looked at while the descriptor holds it: what it says is about the process that gets the signal.
+    if began(process.pid) != Some(process.began) {
+        return Ok(());
+    }
+    // SAFETY: a plain system call on an open descriptor.
+    if unsafe { libc::syscall(libc::SYS_pidfd_send_signal, held.as_raw_fd(), libc::SIGKILL, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    Ok(())
 }
 
 /// Waits until no keeper holds the folder.
@@ -159,4 +202,54 @@ pub(crate) fn peer(socket: &impl AsRawFd) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     Ok(who.pid as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(script: &str) -> Order {
+        let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+        Order { argv, limits: cgroup::Limits { name: "test".to_owned(), cpus: 1, memory_mib: 64 } }
+    }
+
+    #[test]
+    fn a_keeper_takes_the_console_down_and_notes_the_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write_json(&folder.path().join(ORDER), &order("echo out; echo err >&2; exit 3")).expect("an order");
+        keep(folder.path()).expect("kept");
+        let end = ended(folder.path()).expect("an end");
+        assert_eq!((end.status, end.describe().as_str()), (Some(3), "the VMM ended with status 3"));
+        let console = String::from_utf8(crate::tail(folder.path(), 1000)).expect("text");
+        assert!(console.contains("out\n") && console.contains("err\n"), "{console}");
+    }
+
+    #[test]
+    fn a_vmm_that_does_not_answer_is_ended_and_its_number_is_not_trusted_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().to_owned();
+        write_json(&path.join(ORDER), &order("exec sleep 600")).expect("an order");
+        let keeper = std::thread::spawn(move || keep(&path));
+        while !folder.path().join(PROCESS).exists() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // Another process of the same number is not this one.
+        let told: Process = read_json(&folder.path().join(PROCESS)).expect("a process");
+        let other = tempfile::tempdir().expect("a folder");
+        write_json(&other.path().join(PROCESS), &Process { began: told.began + 1, ..told }).expect("another");
+        kill(other.path()).expect("nothing to do");
+        assert!(!wait_for_end(folder.path(), Duration::from_millis(50)).expect("a lock"), "it lives");
+        kill(folder.path()).expect("ended");
+        keeper.join().expect("a thread").expect("kept");
+        assert_eq!(ended(folder.path()).expect("an end").signal, Some(9));
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let missing = Order { argv: vec!["no-such-vmm".to_owned()], ..order("") };
+        write_json(&folder.path().join(ORDER), &missing).expect("an order");
+        keep(folder.path()).expect("kept");
+        assert!(ended(folder.path()).expect("an end").describe().contains("not installed"));
+    }
 }

@@ -23,6 +23,12 @@ pub trait Store {
     /// There is no such volume, or the pool failed.
     fn checkpoint(&self, volume: &str, comment: &str) -> Result<String>;
 
+    /// What tells a checkpoint from every other one that has ever had its name: a word that can be part of a file's name.
+    ///
+    /// # Errors
+    /// There is no such checkpoint.
+    fn identity(&self, volume: &str, id: &str) -> Result<String>;
+
     /// Makes the volume what it was; returns the name of what it was until now.
     ///
     /// # Errors

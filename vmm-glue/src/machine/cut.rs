@@ -109,6 +109,7 @@ impl Machine {
 
     /// Pauses the guest, writes its memory and cuts its disk; it is paused afterwards.
     pub(super) fn cut_paused(&self, store: &dyn Store, vmm: &mut Qemu, comment: &str) -> Result<Cut> {
+        self.forget_deleted(store);
         let new = self.folder.join("memory.new");
         let begin = Instant::now();
         vmm.pause()?;
@@ -121,10 +122,10 @@ impl Machine {
             store.checkpoint(&self.record.name, comment)
         });
         let id = outcome.inspect_err(|_| drop(fs::remove_file(&new)))?;
-        let memory = self.memory(&id);
-        if let Err(e) = fs::rename(&new, &memory) {
+        let kept = self.memory(store, &id).and_then(|to| fs::rename(&new, &to).map_err(Error::of_file(&to)));
+        if let Err(e) = kept {
             let _ = store.delete_checkpoint(&self.record.name, &id);
-            return Err(Error::of_file(&memory)(e));
+            return Err(e);
         }
         let (freeze_ms, pause_ms) = (ms(paused), ms(begin.elapsed()));
         Ok(Cut { id, consistency: "memory", freeze_ms, pause_ms, why: None })
@@ -140,8 +141,11 @@ impl Machine {
         store.differs(self.name(), id)?;
         self.give_up()?;
         let undo = store.restore(self.name(), id)?;
-        let memory = self.memory(id);
+        let slept_at = self.record.asleep_at.clone().filter(|slept_at| slept_at != id);
+        let memory = self.memory(store, id)?;
         self.start(store, memory.exists().then_some(memory.as_path()))?;
+        // A sleeper's memory belongs to the state that was replaced.
+        slept_at.iter().for_each(|slept_at| self.forget(store, slept_at));
         Ok(undo)
     }
 
@@ -171,6 +175,8 @@ impl Machines {
             return Err(Error::new(Kind::Exists, text));
         }
         let origin = self.get(from)?;
+        // Found before anything is made.
+        id.map(|id| store.identity(from, id)).transpose()?;
         let record = origin.copy_of(name);
         let mut machine = self.create(record, &origin.folder.join("vmlinuz"), &origin.folder.join("initrd"))?;
         let mut memory = None;
@@ -178,7 +184,7 @@ impl Machines {
             None => drop(origin.frozen(|_, _| machine.fill(store, from, None))?),
             Some(id) => {
                 machine.fill(store, source, None)?;
-                memory = Some(origin.memory(id)).filter(|memory| memory.exists());
+                memory = Some(origin.memory(store, id)?).filter(|memory| memory.exists());
             }
         }
         machine.start(store, memory.as_deref().map(Path::new))?;

@@ -169,7 +169,7 @@ impl Machine {
             Ok(Some(vmm)) => vmm,
             // A VMM that does not answer is ended all the same.
             Err(_) => {
-                Qemu::kill(&self.folder)?;
+                keeper::kill(&self.folder)?;
                 return self.after_end().map(|()| Ended::Forced);
             }
         };
@@ -197,7 +197,7 @@ impl Machine {
                 let _ = self.agent(Duration::from_secs(2)).and_then(|mut agent| agent.sync(LAST_SYNC));
                 self.quit(vmm)
             }
-            Err(_) => Qemu::kill(&self.folder).and_then(|()| self.after_end()),
+            Err(_) => keeper::kill(&self.folder).and_then(|()| self.after_end()),
         }
     }
 
@@ -229,7 +229,7 @@ impl Machine {
                 return Err(Error::new(Kind::Busy, text));
             }
             Ok(Some(vmm)) => self.quit(vmm)?,
-            Err(_) => Qemu::kill(&self.folder).and_then(|()| self.after_end())?,
+            Err(_) => keeper::kill(&self.folder).and_then(|()| self.after_end())?,
         }
         if store.has(self.name())? {
             store.delete(self.name())?;

@@ -15,7 +15,7 @@ pub use life::Ended;
 use crate::accel::Accel;
 use crate::files::{check_name, read_json, write_json, Lock};
 use crate::image::Images;
-use crate::{keeper, Error, Kind, Qemu, Result, Vmm};
+use crate::{keeper, Error, Kind, Qemu, Result, Store, Vmm};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -23,8 +23,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const RECORD: &str = "vm.json";
+/// Names of saved memory begin so.
+const MEMORY: &str = "memory-";
 /// How long another command on the machine is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// How long a VMM may take to answer before it counts as hung; it may just be writing memory.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How long a VMM may take to say how its guest is.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -253,12 +257,32 @@ impl Machine {
 
     /// Its VMM; `None` when it does not run.
     fn vmm(&self) -> Result<Option<Qemu>> {
-        Qemu::find(&self.folder, Duration::from_secs(10))
+        Qemu::find(&self.folder, ANSWER)
     }
 
-    /// The memory that was saved beside a checkpoint.
-    fn memory(&self, id: &str) -> PathBuf {
-        self.folder.join(format!("memory-{id}"))
+    /// Where the memory is that was saved beside a checkpoint, if any was. A checkpoint that was deleted takes its memory
+    /// with it, and a later one of the same name does not find it.
+    ///
+    /// # Errors
+    /// There is no such checkpoint.
+    fn memory(&self, store: &dyn Store, id: &str) -> Result<PathBuf> {
+        Ok(self.folder.join(format!("{MEMORY}{id}-{}", store.identity(self.name(), id)?)))
+    }
+
+    /// Removes the memory of checkpoints that there are no more.
+    fn forget_deleted(&self, store: &dyn Store) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+            let id = name.strip_prefix(MEMORY).and_then(|rest| rest.rsplit_once('-')).map(|(id, _)| id);
+            let Some(id) = id else { continue };
+            let is_current = match self.memory(store, id) {
+                Ok(path) => path == self.folder.join(&name),
+                Err(e) => e.kind != Kind::NotFound,
+            };
+            if !is_current {
+                let _ = fs::remove_file(self.folder.join(&name));
+            }
+        }
     }
 }
 

@@ -44,10 +44,10 @@ impl Machine {
             let text = format!("the machine {} is not suspended", self.name());
             return Err(Error::new(Kind::Invalid, text));
         };
-        let memory = self.memory(&id);
         // Without its checkpoint nothing tells whether the disk is the same.
-        let matches = memory.exists() && !store.differs(self.name(), &id).unwrap_or(true);
-        let outcome = self.start(store, matches.then_some(memory.as_path()));
+        let memory = self.memory(store, &id).ok().filter(|memory| memory.exists());
+        let memory = memory.filter(|_| !store.differs(self.name(), &id).unwrap_or(true));
+        let (outcome, matches) = (self.start(store, memory.as_deref()), memory.is_some());
         if outcome.is_err() && matches {
             // It can be tried again: nothing has run on its disk.
             if self.vmm()?.is_none() && !store.differs(self.name(), &id).unwrap_or(true) {
@@ -60,8 +60,8 @@ impl Machine {
     }
 
     /// Removes a sleeper's memory and checkpoint: nothing will use them any more.
-    fn forget(&self, store: &dyn Store, id: &str) {
-        let _ = fs::remove_file(self.memory(id));
+    pub(super) fn forget(&self, store: &dyn Store, id: &str) {
+        let _ = self.memory(store, id).map(fs::remove_file);
         let _ = store.delete_checkpoint(self.name(), id);
     }
 

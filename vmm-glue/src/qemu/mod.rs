@@ -8,7 +8,7 @@ pub(crate) use qmp::SOCKET;
 
 use crate::keeper::peer;
 use crate::vmm::{Stats, Vmm};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 use qmp::Qmp;
 use serde_json::json;
 use std::fs::{self, File};
@@ -37,7 +37,13 @@ impl Qemu {
     /// # Errors
     /// It runs and does not answer within `wait`.
     pub fn find(folder: &Path, wait: Duration) -> Result<Option<Self>> {
-        let Ok(socket) = crate::files::connect(folder, SOCKET) else { return Ok(None) };
+        let socket = match crate::files::connect(folder, SOCKET) {
+            Ok(socket) => socket,
+            Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                return Err(Error::new(Kind::Busy, "the VMM does not answer: it hangs"));
+            }
+            Err(_) => return Ok(None),
+        };
         let pid = peer(&socket)?;
         // SAFETY: the call makes a descriptor that nobody else owns.
         let process = unsafe {
@@ -56,20 +62,6 @@ impl Qemu {
             Ok(()) => Ok(self),
             Err(e) => Err(e.about(&format!("the VMM (process {}) does not answer", self.pid))),
         }
-    }
-
-    /// Ends, by force, a QEMU that does not answer. Nothing happens when none runs.
-    ///
-    /// # Errors
-    /// It cannot be ended.
-    pub fn kill(folder: &Path) -> Result<()> {
-        let Ok(socket) = crate::files::connect(folder, SOCKET) else { return Ok(()) };
-        let pid = peer(&socket)?;
-        // SAFETY: a plain system call; the process holds the socket that we have just reached.
-        if unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) } != 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        Ok(())
     }
 
     /// Waits until the process has ended; `false` when it has not by then.
