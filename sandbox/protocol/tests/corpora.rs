@@ -15,3 +15,29 @@ fn agent_frames() {
     }
     assert!(seen >= 8, "only {seen} inputs in {}", folder.display());
 }
+
+/// What a fuzzer does first, without one: a few bytes of each input changed, the same ones in every run.
+#[test]
+fn agent_frames_with_bytes_changed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/agent_frames");
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as usize
+    };
+    for entry in fs::read_dir(&folder).expect("the corpus is part of the source") {
+        let input = fs::read(entry.expect("an input").path()).expect("an input");
+        for _ in 0..3000 {
+            let mut changed = input.clone();
+            for _ in 0..=next() % 4 {
+                let at = next() % changed.len();
+                changed[at] = next() as u8;
+            }
+            changed.truncate(1 + next() % changed.len());
+            sandbox_protocol::testing::frames(&changed);
+        }
+    }
+}

@@ -69,7 +69,8 @@ pub(crate) struct Record {
 pub struct Status {
     /// Its name, and its volume's.
     pub name: String,
-    /// `running`, `paused`, `suspended`, `stopped`, or `unresponsive` when its VMM does not answer.
+    /// `running`, `paused`, `suspended`, `stopped`, `busy` while a command changes it, or `unresponsive` when its VMM
+    /// does not answer.
     pub state: String,
     /// The image it came from.
     pub image: String,
@@ -306,7 +307,11 @@ fn status(folder: &Path, record: &Record) -> Status {
             (out.pid, out.resident_bytes, out.cpu_ms) =
                 (Some(stats.pid), Some(stats.resident_bytes), Some(stats.cpu_ms));
         }
-        Ok(Some(Err(_))) | Err(_) => out.state = "unresponsive".to_owned(),
+        // The monitor serves one at a time: who changes the machine has it now.
+        Ok(Some(Err(_))) | Err(_) => {
+            let is_held = Lock::take(&folder.join("lock"), Duration::ZERO).is_ok_and(|lock| lock.is_none());
+            out.state = if is_held { "busy" } else { "unresponsive" }.to_owned();
+        }
     }
     out
 }
