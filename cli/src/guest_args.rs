@@ -143,6 +143,22 @@ pub enum ImageVerb {
         #[arg(long, value_name = "FILE", env = "CAIRN_AGENT")]
         agent: Option<PathBuf>,
     },
+    /// Make an image from a raw disk, a kernel and an initrd
+    #[command(
+        after_help = "Example:\n  cairn image import mine disk.raw --kernel vmlinuz --initrd initrd\n\nThe disk is one root file system without partitions, with cairn-agent in it, started by its init. The initrd mounts /dev/vda. Other formats are converted first: qemu-img convert -O raw disk.qcow2 disk.raw"
+    )]
+    Import {
+        /// Name of the new image
+        name: String,
+        /// The disk
+        file: PathBuf,
+        /// The kernel
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// Its first file system
+        #[arg(long, value_name = "FILE")]
+        initrd: PathBuf,
+    },
     /// Images of the pool
     List,
 }

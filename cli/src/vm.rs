@@ -193,6 +193,9 @@ pub fn image(cli: &Cli, verb: &ImageVerb) -> Result<(), Failure> {
             let image = vmm_glue::build_tiny(&machines.images, &Daemon::of(&folder), &agent, &mut progress)?;
             with(value(&image), json!({"build_ms": ms(begin)}))
         }
+        ImageVerb::Import { name, file, kernel, initrd } => {
+            value(&vmm_glue::import(&machines.images, &Daemon::of(&folder), name, file, kernel, initrd)?)
+        }
         ImageVerb::List => value(&machines.images.list()?),
     };
     print(&answer, cli.json, IMAGE_COLUMNS);

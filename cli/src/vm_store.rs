@@ -103,8 +103,9 @@ impl Store for Daemon {
         }
     }
 
-    fn import(&self, file: &Path, name: &str) -> Result<()> {
-        Ok(import::import(&self.folder, file, name, true).map(drop)?)
+    fn import(&self, file: &Path, name: &str) -> Result<u64> {
+        let made = import::import(&self.folder, file, name, false)?;
+        made["size_bytes"].as_u64().ok_or_else(|| Error::failed("the volume that was made has no size"))
     }
 
     fn disk(&self, volume: &str) -> Result<Disk> {

@@ -31,7 +31,7 @@ pub use agent::{Agent, ExecEnd};
 pub use console::tail;
 pub use disk::Disk;
 pub use error::{Error, Kind, Result};
-pub use image::{build_tiny, Image, Images};
+pub use image::{build_tiny, import, Image, Images};
 pub use keeper::keep;
 pub use machine::{Cut, Ended, Machine, Machines, New, Status};
 pub use qemu::Qemu;

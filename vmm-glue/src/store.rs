@@ -59,11 +59,11 @@ pub trait Store {
     /// The pool does not answer.
     fn has(&self, volume: &str) -> Result<bool>;
 
-    /// Makes the volume `name` from a raw image file.
+    /// Makes the volume `name` from a raw image file; returns its size, bytes.
     ///
     /// # Errors
-    /// The file cannot be read, or `name` is taken.
-    fn import(&self, file: &Path, name: &str) -> Result<()>;
+    /// The file cannot be read or is of another format, or `name` is taken.
+    fn import(&self, file: &Path, name: &str) -> Result<u64>;
 
     /// How a VMM reaches a volume.
     ///

@@ -6,9 +6,10 @@ mod tiny;
 pub use tiny::build_tiny;
 
 use crate::files::{check_name, read_json, write_json};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, Store};
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 const RECORD: &str = "image.json";
@@ -83,4 +84,48 @@ impl Images {
     pub(crate) fn put(&self, image: &Image) -> Result<()> {
         write_json(&self.folder(&image.name).join(RECORD), image)
     }
+}
+
+fn put(path: &Path, mode: u32, data: &[u8]) -> Result<()> {
+    let explain = Error::of_file(path);
+    fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(&explain)?;
+    fs::write(path, data).map_err(&explain)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(explain)
+}
+
+/// Another file in its place; who has the old one open, or linked, keeps that.
+fn replace(path: &Path, data: &[u8]) -> Result<()> {
+    let new = path.with_extension("new");
+    put(&new, 0o600, data)?;
+    fs::rename(&new, path).map_err(Error::of_file(path))
+}
+
+/// Makes an image from a raw disk whose root file system is on the whole of it, with a kernel and an initrd that
+/// mounts `/dev/vda`. The agent has to be in it, and to be started by its init.
+///
+/// # Errors
+/// There is an image of this name, a file cannot be read, or the disk is of another format.
+pub fn import(
+    images: &Images,
+    store: &dyn Store,
+    name: &str,
+    disk: &Path,
+    kernel: &Path,
+    initrd: &Path,
+) -> Result<Image> {
+    check_name(name)?;
+    if images.get(name).is_ok() {
+        return Err(Error::new(Kind::Exists, format!("there is an image {name:?} already: choose another name")));
+    }
+    let read = |path: &Path| fs::read(path).map_err(Error::of_file(path));
+    let (kernel_bytes, initrd_bytes) = (read(kernel)?, read(initrd)?);
+    let volume = format!("image-{name}");
+    let size_bytes = store.import(disk, &volume)?;
+    let checkpoint = store.checkpoint(&volume, "the image as it was imported")?;
+    replace(&images.kernel(name), &kernel_bytes)?;
+    replace(&images.initrd(name), &initrd_bytes)?;
+    let kernel = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let image = Image { name: name.to_owned(), volume, checkpoint, size_bytes, kernel };
+    images.put(&image)?;
+    Ok(image)
 }

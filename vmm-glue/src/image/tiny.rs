@@ -4,7 +4,7 @@
 //! package is downloaded and unpacked. Without root the files in the image belong to the number of who built it.
 
 use super::cpio::Archive;
-use super::{Image, Images};
+use super::{put, Image, Images};
 use crate::accel::MARK;
 use crate::{Error, Kind, Result, Store};
 use std::fs;
@@ -64,16 +64,16 @@ pub fn build_tiny(images: &Images, store: &dyn Store, agent: &Path, progress: &m
     if store.has(&volume)? {
         store.delete(&volume)?;
     }
-    store.import(&disk, &volume)?;
+    let size_bytes = store.import(&disk, &volume)?;
     let checkpoint = store.checkpoint(&volume, "the image as it was built")?;
     let folder = images.folder(NAME);
     fs::create_dir_all(&folder).map_err(Error::of_file(&folder))?;
     let release = only_entry(&unpacked.join("lib/modules"))?;
     let initrd = initrd(&busybox, &unpacked.join("lib/modules").join(&release))?;
-    replace(&images.initrd(NAME), &initrd)?;
+    super::replace(&images.initrd(NAME), &initrd)?;
     let vmlinuz = unpacked.join("boot").join(format!("vmlinuz-{release}"));
-    replace(&images.kernel(NAME), &fs::read(&vmlinuz).map_err(Error::of_file(&vmlinuz))?)?;
-    let image = Image { name: NAME.to_owned(), volume, checkpoint, size_bytes: SIZE, kernel: release };
+    super::replace(&images.kernel(NAME), &fs::read(&vmlinuz).map_err(Error::of_file(&vmlinuz))?)?;
+    let image = Image { name: NAME.to_owned(), volume, checkpoint, size_bytes, kernel: release };
     images.put(&image)?;
     Ok(image)
 }
@@ -158,20 +158,6 @@ fn only_entry(folder: &Path) -> Result<String> {
     let mut entries = fs::read_dir(folder).map_err(Error::of_file(folder))?.flatten();
     let name = entries.next().and_then(|entry| entry.file_name().into_string().ok());
     name.ok_or_else(|| Error::failed(format!("{} is empty", folder.display())))
-}
-
-fn put(path: &Path, mode: u32, data: &[u8]) -> Result<()> {
-    let explain = Error::of_file(path);
-    fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).map_err(&explain)?;
-    fs::write(path, data).map_err(&explain)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(explain)
-}
-
-/// Another file in its place; who has the old one open, or linked, keeps that.
-fn replace(path: &Path, data: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
-    put(&new, 0o600, data)?;
-    fs::rename(&new, path).map_err(Error::of_file(path))
 }
 
 fn fill_root(root: &Path, busybox: &[u8], agent: &[u8]) -> Result<()> {
