@@ -18,17 +18,21 @@ interop: ## Every NBD client against a fresh daemon.
 	@scripts/setup test
 	@scripts/interop/run
 
-build: ## The release binary.
+build: ## The release binary, and the agent that goes into guests beside it.
 	cargo build --release --locked -p cairn
+	install -m755 "$$(scripts/agent)" "$(CARGO_TARGET_DIR)/release/cairn-agent"
 
 # Where `make build` puts the binary; where `make install` puts things, below DESTDIR for packages.
 BIN ?= $(CARGO_TARGET_DIR)/release/cairn
 PREFIX ?= /usr/local
+AGENT ?= $(dir $(BIN))cairn-agent
 SHARE = $(DESTDIR)$(PREFIX)/share
 
 install: ## The release binary with man pages and completions below PREFIX (/usr/local); make build comes first.
 	@test -x "$(BIN)" || { echo "make: there is no $(BIN): run make build first, or give BIN=" >&2; exit 1; }
 	install -Dm755 "$(BIN)" "$(DESTDIR)$(PREFIX)/bin/cairn"
+	@test -x "$(AGENT)" || echo "make: there is no $(AGENT): images cannot be built without --agent" >&2
+	test ! -x "$(AGENT)" || install -Dm755 "$(AGENT)" "$(DESTDIR)$(PREFIX)/lib/cairn/cairn-agent"
 	"$(BIN)" man "$(SHARE)/man/man1"
 	install -d "$(SHARE)/bash-completion/completions" "$(SHARE)/zsh/site-functions" "$(SHARE)/fish/vendor_completions.d"
 	"$(BIN)" completions bash >"$(SHARE)/bash-completion/completions/cairn"
@@ -43,6 +47,6 @@ bench: ## Every figure of docs/PERFORMANCE.md (half an hour; QUICK=1 for a first
 	@benches/run $(if $(QUICK),--quick)
 
 fuzz: ## MINUTES (default 15) of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
-	@cd fuzz && for target in nbd_handshake nbd_transmission store_format; do mkdir -p found/$$target; \
+	@cd fuzz && for target in agent_frames nbd_handshake nbd_transmission store_format; do mkdir -p found/$$target; \
 		cargo +nightly fuzz run $$target found/$$target corpus/$$target -- \
 			-max_total_time=$$(( $${MINUTES:-15} * 60 )) || exit 1; done

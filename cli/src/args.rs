@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::guest_args::{ImageVerb, VmVerb};
 use crate::logging::{LogFormat, LogLevel};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -91,6 +92,17 @@ pub enum Verb {
         #[arg(long, default_value_t = 24.0, value_name = "HOURS")]
         grace: f64,
     },
+    /// Run virtual machines on volumes
+    #[command(subcommand)]
+    Vm(VmVerb),
+    /// Images that machines start from
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Tell whether this machine can run guests, and how
+    #[command(
+        after_help = "What is found is kept until this machine is started again. CAIRN_ACCEL=kvm or CAIRN_ACCEL=tcg overrides it."
+    )]
+    Doctor,
     /// Keys that the object store is encrypted with
     #[command(subcommand)]
     Key(KeyVerb),
@@ -449,7 +461,8 @@ mod tests {
         walk(&Cli::command(), "cairn", &mut all);
         assert!(all.len() > 20, "the walk finds the commands");
         for (words, flags) in all {
-            let is_leaf = !["cairn", "cairn volume", "cairn checkpoint"].contains(&words.as_str());
+            let is_leaf =
+                !["cairn", "cairn volume", "cairn checkpoint", "cairn vm", "cairn image"].contains(&words.as_str());
             let line = manual.lines().find(|line| line.starts_with(&format!("| `{words}")));
             assert!(line.is_some() || !is_leaf, "docs/CLI.md has no line for {words}");
             for flag in flags {

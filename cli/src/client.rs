@@ -12,7 +12,8 @@ pub const CONTROL: &str = "control.sock";
 
 /// Why a command failed.
 pub struct Failure {
-    kind: String,
+    /// One of the control protocol's kinds.
+    pub kind: String,
     /// What is wrong and what to do.
     pub message: String,
 }

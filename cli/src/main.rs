@@ -9,6 +9,7 @@ mod bucket;
 mod client;
 mod export;
 mod files;
+mod guest_args;
 mod import;
 mod link;
 mod logging;
@@ -16,6 +17,8 @@ mod output;
 mod requests;
 mod serve;
 mod store;
+mod vm;
+mod vm_store;
 
 use args::{Cli, Verb};
 use clap::{CommandFactory, Parser};
@@ -43,7 +46,8 @@ fn fail(failure: &Failure, json: bool) -> ExitCode {
     if json {
         eprintln!("{}", failure.json());
     } else {
-        eprintln!("cairn: {}", output::printable(&failure.message));
+        let lines: Vec<String> = failure.message.split('\n').map(output::printable).collect();
+        eprintln!("cairn: {}", lines.join("\n"));
     }
     ExitCode::from(failure.code())
 }
@@ -63,6 +67,9 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         Verb::Man { folder } => man(folder),
         Verb::Serve(options) => serve::serve(cli, options),
+        Verb::Vm(verb) => vm::vm(cli, verb),
+        Verb::Image(verb) => vm::image(cli, verb),
+        Verb::Doctor => vm::doctor(cli),
         verb => requests::run(cli, verb),
     }
 }

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Our crates, and those of ours that each may depend on.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("blockstore", &[]),
     ("nbd-server", &["blockstore"]),
     ("nbd-client", &[]),
     ("fs-inspect", &["nbd-client"]),
-    ("cairn", &["blockstore", "nbd-server", "nbd-client", "fs-inspect"]),
+    ("sandbox-protocol", &[]),
+    ("cairn-agent", &["sandbox-protocol"]),
+    ("vmm-glue", &["sandbox-protocol"]),
+    ("cairn", &["blockstore", "nbd-server", "nbd-client", "fs-inspect", "vmm-glue"]),
     ("cairn-sim", &["blockstore"]),
 ];
 

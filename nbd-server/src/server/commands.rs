@@ -57,6 +57,10 @@ impl Server {
             self.render_tier(&mut page);
             return self.say(token, &Value::String(page));
         }
+        if request.get("op").and_then(Value::as_str) == Some("sockets") {
+            let nbd: Vec<_> = self.sockets.iter().skip(1).filter_map(|path| std::path::absolute(path).ok()).collect();
+            return self.say(token, &json!({"nbd": nbd}));
+        }
         let taken = match control::takes_away(&self.pool, request) {
             // Nobody is disconnected for a command that cannot be carried out.
             Err(e) => return self.say(token, &control::error_json(&e)),

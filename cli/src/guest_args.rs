@@ -1,0 +1,164 @@
+//! The command line of machines and images.
+
+use clap::Subcommand;
+use std::path::PathBuf;
+
+/// On machines.
+#[derive(Subcommand)]
+pub enum VmVerb {
+    /// Make a machine from an image and start it, or start one that was stopped or suspended
+    #[command(
+        after_help = "Examples:\n  cairn vm run web --image tiny\n  cairn vm run web --image tiny --cpus 2 --memory 1G --disk 20G\n  cairn vm run web            a machine that was stopped or suspended\n\nIts disk is the volume of the same name, a fork of the image's. It runs until it is stopped, whether or not this command or the daemon lives."
+    )]
+    Run {
+        /// The machine
+        name: String,
+        /// The image that a new machine starts from
+        #[arg(long)]
+        image: Option<String>,
+        /// Processors of a new machine
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        cpus: u32,
+        /// Memory of a new machine
+        #[arg(long, default_value = "256M", value_name = "SIZE")]
+        memory: String,
+        /// Size of a new machine's disk; the image's without it
+        #[arg(long, value_name = "SIZE")]
+        disk: Option<String>,
+    },
+    /// Run a command in a machine: its output, its standard input, its exit status
+    #[command(
+        after_help = "Examples:\n  cairn vm exec web -- uname -a\n  tar c src | cairn vm exec web -- tar x -C /root\n  cairn vm exec -t web -- sh\n\nExit status: the command's; 128 and a signal's number; 126 or 127 if it could not be started; 1 if the machine ended."
+    )]
+    Exec {
+        /// With a terminal
+        #[arg(short, long)]
+        tty: bool,
+        /// A variable for the command; may be repeated
+        #[arg(short, long, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+        /// The folder to begin in
+        #[arg(long, value_name = "DIR", default_value = "")]
+        cwd: String,
+        /// The machine
+        name: String,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// A shell in a machine, with a terminal
+    Console {
+        /// The machine
+        name: String,
+    },
+    /// Name the present state of a machine's disk, or of disk and memory
+    #[command(
+        after_help = "Example:\n  cairn vm checkpoint web --comment 'before the upgrade'\n\nA guest that runs freezes its file systems for the moment of the cut. One that does not answer within seconds gets a checkpoint as after a power loss, marked so. With --memory the guest is paused while its memory is written, and a restore brings its processes back."
+    )]
+    Checkpoint {
+        /// The machine
+        name: String,
+        /// Words to remember it by
+        #[arg(long, default_value = "")]
+        comment: String,
+        /// With what the guest has in its memory
+        #[arg(long)]
+        memory: bool,
+    },
+    /// Make a machine's disk what it was and start it again (what it is now is kept as auto-N)
+    #[command(
+        after_help = "Examples:\n  cairn vm restore web v1\n  cairn vm restore web auto-1    undoes the restore that made auto-1"
+    )]
+    Restore {
+        /// The machine
+        name: String,
+        /// The checkpoint: v1, v2, … or auto-1, …
+        id: String,
+    },
+    /// Make a machine like another one, from what its disk is now or was, and start it
+    #[command(after_help = "Examples:\n  cairn vm fork web try\n  cairn vm fork web@v1 try")]
+    Fork {
+        /// The machine, or NAME@ID
+        source: String,
+        /// The new machine
+        name: String,
+    },
+    /// Save what a machine has in its memory, and end it
+    Suspend {
+        /// The machine
+        name: String,
+    },
+    /// Go on where a machine was suspended
+    #[command(
+        after_help = "If the disk has changed since, the memory does not belong to it any more: it is discarded and the machine boots."
+    )]
+    Resume {
+        /// The machine
+        name: String,
+    },
+    /// End a machine: it turns itself off
+    Stop {
+        /// The machine
+        name: String,
+        /// Do not ask the guest: what it has not written is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove machines with their volumes and checkpoints
+    Rm {
+        /// The machines
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Although one runs
+        #[arg(long)]
+        force: bool,
+    },
+    /// All machines
+    List,
+    /// What a machine's console has shown, at most the last 2 MiB
+    Logs {
+        /// The machine
+        name: String,
+    },
+    /// Hold a machine's VMM (what run starts in the background)
+    #[command(hide = true)]
+    Keep {
+        /// The machine
+        name: String,
+    },
+}
+
+/// On images.
+#[derive(Subcommand)]
+pub enum ImageVerb {
+    /// Build an image
+    #[command(
+        after_help = "Example:\n  cairn image build tiny    busybox and Debian's kernel: boots in seconds\n\nNeeds apt, dpkg, mke2fs and busybox-static, and a network for the kernel's package. Nothing is installed or mounted."
+    )]
+    Build {
+        /// Which one
+        #[arg(value_parser = ["tiny"])]
+        name: String,
+        /// The agent to put in (default: cairn-agent beside this command, or in ../lib/cairn)
+        #[arg(long, value_name = "FILE", env = "CAIRN_AGENT")]
+        agent: Option<PathBuf>,
+    },
+    /// Make an image from a raw disk, a kernel and an initrd
+    #[command(
+        after_help = "Example:\n  cairn image import mine disk.raw --kernel vmlinuz --initrd initrd\n\nThe disk is one root file system without partitions, with cairn-agent in it, started by its init. The initrd mounts /dev/vda. Other formats are converted first: qemu-img convert -O raw disk.qcow2 disk.raw"
+    )]
+    Import {
+        /// Name of the new image
+        name: String,
+        /// The disk
+        file: PathBuf,
+        /// The kernel
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// Its first file system
+        #[arg(long, value_name = "FILE")]
+        initrd: PathBuf,
+    },
+    /// Images of the pool
+    List,
+}

@@ -1,0 +1,19 @@
+//! The agent: carries out what the host of a guest asks for, one connection per virtio-serial port.
+//!
+//! Invariants
+//!   * memory is bounded for each connection: output is not read while what was read before waits for the host, and
+//!     standard input comes only as far as it was credited;
+//!   * a connection that ends takes its command with it, and thaws what it has frozen;
+//!   * frozen file systems are thawed by a deadline, whether or not the host still lives.
+//!
+//! The host is trusted: it could change the guest's disk at will.
+
+mod child;
+mod freeze;
+mod ports;
+mod session;
+mod sys;
+mod system;
+
+pub use ports::run;
+pub use session::serve;
