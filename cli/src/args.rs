@@ -112,6 +112,34 @@ pub enum Verb {
         #[arg(long)]
         metrics: bool,
     },
+    /// Show checkpoints as read-only folders (FUSE)
+    #[command(
+        allow_missing_positional = true,
+        after_help = "Examples:\n  cairn mount /mnt/cairn         /mnt/cairn/disk/v7/etc/hostname\n  cairn mount disk /mnt/disk     /mnt/disk/v7/etc/hostname\n\nIn a volume's folder: v7 and the four before it, latest (the newest), .all (every checkpoint), .raw/v7.img (the disk),\n.info/v7.json. Partitions are p1, p2, …. ext2, ext3 and ext4 are read by a process without rights of its own; of anything\nelse there is a README that says why. New checkpoints appear by themselves. cairn umount DIR ends it."
+    )]
+    Mount {
+        /// One volume; all of the pool without it
+        volume: Option<String>,
+        /// The folder to mount at
+        folder: PathBuf,
+        /// Let other users look, as far as permissions in the guest let others
+        #[arg(long)]
+        allow_other: bool,
+        /// Do not return until it is unmounted
+        #[arg(long)]
+        foreground: bool,
+        /// The process that serves a mount
+        #[arg(long, hide = true)]
+        worker: bool,
+    },
+    /// End a mount of checkpoints
+    Umount {
+        /// Where it is mounted
+        folder: PathBuf,
+        /// Although somebody is in it: it goes when they leave
+        #[arg(long)]
+        lazy: bool,
+    },
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -139,6 +167,9 @@ pub struct ServeArgs {
     /// Authorities whose clients are let in; without it every client that can connect is
     #[arg(long, value_name = "PEM", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Show checkpoints as read-only folders at this folder, see cairn mount
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
     /// Memory for map pages: 1M to 1T
     #[arg(long, default_value = "256M", value_name = "SIZE")]
     pub map_cache: String,

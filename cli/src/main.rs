@@ -13,6 +13,7 @@ mod guest_args;
 mod import;
 mod link;
 mod logging;
+mod mount;
 mod output;
 mod requests;
 mod serve;

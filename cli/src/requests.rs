@@ -9,6 +9,7 @@ use crate::export;
 use crate::files;
 use crate::import;
 use crate::link::{ask_long, Link};
+use crate::mount::{self, Wanted};
 use crate::output::{print, Progress};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
@@ -30,6 +31,10 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
     match verb {
         Verb::Check { object, deep } if object.object_store.is_some() => return bucket::check(object, *deep, cli.json),
         Verb::Gc { object, dry_run, grace } => return bucket::gc(object, *dry_run, *grace, cli.json),
+        Verb::Umount { folder, lazy } => {
+            print(&mount::unmount(folder, *lazy)?, cli.json, &[]);
+            return Ok(());
+        }
         Verb::Key(KeyVerb::Rotate(args)) => return bucket::rotate(args, cli.json),
         Verb::Volume(VolumeVerb::List { object }) if object.object_store.is_some() => {
             return bucket::list(object, cli.json);
@@ -82,6 +87,14 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
             let request = json!({"op": "volume.detach", "volume": name, "force": force});
             return wait_for_store(&folder, &request, "detach", cli.json);
         }
+        Verb::Mount { volume, folder: at, allow_other, foreground, worker } => {
+            let wanted = Wanted { pool: &folder, volume: volume.as_deref(), folder: at, allow_other: *allow_other };
+            return match (worker, foreground) {
+                (true, _) => mount::work(volume.clone(), at, *allow_other),
+                (false, true) => mount::keep(&wanted),
+                (false, false) => mount::start(&wanted, cli.json),
+            };
+        }
         Verb::Check { .. } => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
         Verb::Scrub { volume } => {
             return verify(&folder, &json!({"op": "scrub", "volume": volume}), "scrub", cli.json);
@@ -93,7 +106,12 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         }
         Verb::Fork { source, name } => (json!({"op": "fork", "volume": source, "name": name}), &[]),
         Verb::Stats { metrics } => (json!({"op": if *metrics { "metrics" } else { "stats" }}), &[]),
-        Verb::Gc { .. } | Verb::Key(_) | Verb::Serve(_) | Verb::Completions { .. } | Verb::Man { .. } => return Ok(()),
+        Verb::Umount { .. }
+        | Verb::Gc { .. }
+        | Verb::Key(_)
+        | Verb::Serve(_)
+        | Verb::Completions { .. }
+        | Verb::Man { .. } => return Ok(()),
         Verb::Vm(_) | Verb::Image(_) | Verb::Doctor => return Ok(()),
     };
     let (answer, who) = carry_out(&folder, &request)?;

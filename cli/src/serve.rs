@@ -3,6 +3,7 @@
 use crate::args::{parse_size, Cli, ServeArgs};
 use crate::client::Failure;
 use crate::logging;
+use crate::mount;
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::object::ObjectTier;
 use blockstore::{Error, ErrorKind, PoolOptions};
@@ -113,6 +114,7 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
     if listen.is_empty() {
         warn!("without --nbd only commands are served: add --nbd unix:PATH or --nbd tcp:HOST:PORT for disks");
     }
+    let pool_folder = folder.clone();
     let mut server = Server::new(
         pool,
         ServerOptions {
@@ -126,6 +128,9 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         },
     )?;
     cache.into_iter().for_each(|cache| server.set_cache(cache));
+    let mounted = args.mount.as_deref().map(|at| mount::serve_beside(&pool_folder, at)).transpose()?;
     info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
-    Ok(server.run()?)
+    let outcome = server.run();
+    mounted.into_iter().for_each(mount::Beside::end);
+    Ok(outcome?)
 }

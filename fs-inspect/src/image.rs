@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A raw image in a file. All of it counts as data.
 pub struct FileImage {
@@ -40,20 +41,23 @@ impl ReadAt for FileImage {
 pub struct NbdImage<C> {
     open: C,
     size: u64,
-    session: Mutex<Option<Nbd>>,
+    session: Mutex<Option<(Nbd, Instant)>>,
 }
+
+/// How long a session stays that is not used: a checkpoint that is open can only be deleted by force.
+const SESSION_KEPT: Duration = Duration::from_secs(1);
 
 impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
     /// The export of `session`; `open` opens it again.
     pub fn new(session: Nbd, open: C) -> Self {
-        Self { size: session.size, open, session: Mutex::new(Some(session)) }
+        Self { size: session.size, open, session: Mutex::new(Some((session, Instant::now()))) }
     }
 
     fn ask<T>(&self, request: impl Fn(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
         let mut held = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         for last in [false, true] {
             let mut session = match held.take() {
-                Some(session) => session,
+                Some((session, _)) => session,
                 None => (self.open)()?,
             };
             if session.size != self.size {
@@ -61,12 +65,12 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
             }
             match request(&mut session) {
                 Ok(answer) => {
-                    *held = Some(session);
+                    *held = Some((session, Instant::now()));
                     return Ok(answer);
                 }
                 // The server has answered: the session is as good as before, when nothing else is on its way.
                 Err(e @ nbd_client::Error::Server { .. }) => {
-                    *held = (session.in_flight == 0).then_some(session);
+                    *held = (session.in_flight == 0).then(|| (session, Instant::now()));
                     return Err(e.into());
                 }
                 Err(e) if last => return Err(e.into()),
@@ -103,6 +107,14 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
             }
         }
         Ok(None)
+    }
+
+    fn rest(&self) {
+        let Ok(mut held) = self.session.try_lock() else { return };
+        if let Some((session, _)) = held.take_if(|(_, used)| used.elapsed() > SESSION_KEPT) {
+            // It is only read from: what a goodbye does not say, the end of the connection does.
+            let _ = session.disconnect();
+        }
     }
 }
 

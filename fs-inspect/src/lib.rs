@@ -11,6 +11,7 @@ mod ext4;
 mod image;
 mod le;
 pub mod limits;
+pub mod mount;
 mod partition;
 mod source;
 mod tree;

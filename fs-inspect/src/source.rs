@@ -13,4 +13,7 @@ pub trait ReadAt: Send + Sync {
 
     /// The first run of data that ends behind `offset`, clipped to begin there; `None` when only holes follow.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+
+    /// Called now and then: what has not been used for a while, and can be had again, may be let go.
+    fn rest(&self) {}
 }
