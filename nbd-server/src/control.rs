@@ -218,6 +218,7 @@ fn describe_standing(pool: &Pool, id: VolumeId) -> Value {
         "watermark": status.watermark.0,
         "changed": status.changed.0,
         "lag_seconds": if status.time_us == 0 { Value::Null } else { json!(lag_us as f64 / 1e6) },
+        "lag_bytes": pool.lag_bytes(id),
         "manifest": status.manifest,
         "epoch": status.epoch,
     })

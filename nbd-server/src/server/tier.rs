@@ -465,14 +465,19 @@ impl Server {
         for (metric, help) in [
             ("cairn_object_watermark", "Every change of the volume before this number is in the store."),
             ("cairn_object_changed", "Number behind the volume's last change."),
+            ("cairn_object_lag_bytes", "Live bytes written to the volume that are not in the store yet."),
         ] {
             metrics::describe(page, metric, help);
             for id in self.pool.volumes() {
                 let (Ok(info), Some(status)) = (self.pool.volume_info(id), self.pool.remote_status(id)) else {
                     continue;
                 };
-                let value = if metric.ends_with("watermark") { status.watermark } else { status.changed };
-                let _ = writeln!(page, "{metric}{{volume=\"{}\"}} {}", info.name, value.0);
+                let value = match metric {
+                    "cairn_object_watermark" => status.watermark.0,
+                    "cairn_object_changed" => status.changed.0,
+                    _ => self.pool.lag_bytes(id),
+                };
+                let _ = writeln!(page, "{metric}{{volume=\"{}\"}} {value}", info.name);
             }
         }
     }
