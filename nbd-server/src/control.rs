@@ -325,7 +325,7 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             let job = pool.set_durability(id, durability)?;
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
-        "volume.attach" | "volume.detach" | "volume.sync" => {
+        "volume.attach" | "volume.detach" | "volume.sync" | "volume.delete_abandoned" => {
             Err(invalid("this needs a daemon with an object store on the pool: start cairn serve --object-store URL"))
         }
         "volume.delete" => {
