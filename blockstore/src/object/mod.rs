@@ -20,6 +20,8 @@ pub mod sealed;
 mod store;
 mod survey;
 mod sweep;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod testing;
 mod tier;
 mod upload;
 mod worn;
