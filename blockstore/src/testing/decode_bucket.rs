@@ -30,7 +30,9 @@ pub fn decode_bucket(input: &[u8]) {
         5 => manifest(bytes, seal),
         6 => manifest_body(bytes),
         7 => renumbered_page(bytes, seal),
-        _ => volume(bytes),
+        _ => {
+            attach_manifest(bytes);
+        }
     }
 }
 
@@ -72,14 +74,16 @@ fn key(bytes: &[u8]) {
     }
 }
 
-/// A bucket with this manifest in it: looked through, and attached by a pool.
-fn volume(bytes: &[u8]) {
-    let Ok(found) = Manifest::from_body(bytes, MANIFEST_VERSION) else { return };
+/// A bucket with this manifest in it, without its objects: looked through, and attached by a pool. Whether it was.
+pub fn attach_manifest(body: &[u8]) -> bool {
+    let Ok(mut found) = Manifest::from_body(body, MANIFEST_VERSION) else { return false };
+    // Nothing would be attached without the objects of the tail.
+    found.tail.clear();
     let store = SimStore::new(1);
     let client = store.client("somebody");
     let put = found.encode().expect("what was read can be written");
     if client.put(&manifest_key(&found.name, found.number), &put).is_err() {
-        return;
+        return false;
     }
     let _ = list_volumes(&client);
     let _ = check_bucket(&client, true, &mut |_, _| true);
@@ -89,13 +93,12 @@ fn volume(bytes: &[u8]) {
     let options = PoolOptions { map_cache: 1 << 20, anchor_bytes: 256 << 10 };
     let tier = sim_tier(&store, "host");
     let (mut pool, _) = Pool::open_with(disk.handle(), clock.clone(), options, Some(tier.clone())).expect("opens");
-    let Ok(job) = pool.attach_job(&found.name, true) else { return };
-    let Ok(id) = job.run().and_then(|()| pool.attached(job)) else { return };
+    let Ok(job) = pool.attach_job(&found.name, true) else { return false };
+    let Ok(id) = job.run().and_then(|()| pool.attached(job)) else { return false };
     let _ = pool.anchor(Cleaning::Busy);
     clock.advance_us(1 << 30);
     while super::tier_step(&mut pool).unwrap_or(false) {}
-    let names = pool.checkpoints(id).map(|all| all.into_iter().map(|c| Some(c.name)).collect()).unwrap_or_default();
-    let names: Vec<_> = names;
+    let names: Vec<_> = pool.checkpoints(id).into_iter().flatten().map(|checkpoint| Some(checkpoint.name)).collect();
     for view in [None].into_iter().chain(names) {
         let Ok(view) = pool.view(id, view) else { continue };
         let len = pool.view_size(view).unwrap_or(0).min(READ_MAX as u64) as usize;
@@ -105,4 +108,5 @@ fn volume(bytes: &[u8]) {
     drop(pool);
     let opened = Pool::open_with(disk.after_kill().handle(), clock, options, Some(tier));
     assert!(opened.is_ok(), "a pool that attached it does not open: {:?}", opened.err());
+    true
 }

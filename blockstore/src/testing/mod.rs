@@ -14,7 +14,7 @@ mod sparse;
 mod store_conformance;
 
 pub use decode::decode;
-pub use decode_bucket::decode_bucket;
+pub use decode_bucket::{attach_manifest, decode_bucket};
 pub use reference::ReferenceDisk;
 pub use rng::Rng;
 pub use sim_clock::SimClock;
