@@ -1,6 +1,8 @@
 //! Manifests that somebody made on purpose, with right checksums: whatever is changed in one, looking through the
 //! bucket and attaching the volume ends, without a panic, and the pool opens again.
 
+#![allow(clippy::disallowed_methods, reason = "the corpus is files of the source tree")]
+
 use blockstore::testing::{attach_manifest, Rng};
 use std::path::Path;
 
