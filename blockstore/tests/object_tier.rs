@@ -563,3 +563,20 @@ fn a_manifest_from_the_future_ends_the_lease() {
     first.pool.lease_seen(&job);
     assert_eq!(first.pool.write(id, 0, &[9; BLOCK]).unwrap_err().kind(), ErrorKind::Fenced);
 }
+
+#[test]
+fn the_lag_in_bytes_is_that_of_each_volume() {
+    let store = SimStore::new(77);
+    let mut host = Host::new(&store, "host");
+    let (busy, idle) = (host.create("busy", 64 * BLOCK), host.create("idle", 64 * BLOCK));
+    host.sync();
+    host.pool.write(busy, 0, &[7; 5 * BLOCK]).unwrap();
+    // Blocks that were overwritten will not be sent.
+    host.pool.write(busy, 0, &[8; 2 * BLOCK]).unwrap();
+    assert_eq!((host.pool.lag_bytes(busy), host.pool.lag_bytes(idle)), (5 * BLOCK as u64, 0));
+    host.pool.write(idle, 0, &[9; BLOCK]).unwrap();
+    assert_eq!(host.pool.lag_bytes(idle), BLOCK as u64);
+    assert_eq!(host.pool.unsent_bytes(), 6 * BLOCK as u64);
+    host.sync();
+    assert_eq!((host.pool.lag_bytes(busy), host.pool.lag_bytes(idle)), (0, 0));
+}

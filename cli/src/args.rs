@@ -298,6 +298,9 @@ pub enum VolumeVerb {
         /// Disconnect clients that use the volume
         #[arg(long)]
         force: bool,
+        /// One that is in the object store alone, because its deletion here was interrupted: the daemon's log names them
+        #[arg(long, conflicts_with = "force")]
+        abandoned: bool,
     },
     /// Make a volume from a raw image file
     #[command(

@@ -59,7 +59,11 @@ fn cell(key: &str, value: &Value) -> String {
         Value::Array(items) => list(items),
         Value::Object(map) if map.is_empty() => "none".to_owned(),
         Value::Number(n) if key.ends_with("bytes") => n.as_u64().map_or(n.to_string(), human),
-        Value::Object(map) => map.iter().map(|(k, v)| format!("{k} {}", cell(key, v))).collect::<Vec<_>>().join(", "),
+        Value::Object(map) => {
+            // A field's own name says its unit, or that of the map does for all of them.
+            let unit = |k: &str| if k.ends_with("bytes") { "bytes" } else { key };
+            map.iter().map(|(k, v)| format!("{k} {}", cell(unit(k), v))).collect::<Vec<_>>().join(", ")
+        }
         other => other.to_string(),
     }
 }
@@ -159,6 +163,13 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_have_a_unit_inside_of_maps_too() {
+        let store = serde_json::json!({"lag_bytes": 3 << 20, "manifest": 4});
+        assert_eq!(cell("object_store", &store), "lag_bytes 3.0 MiB, manifest 4");
+        assert_eq!(cell("checkpoint_exclusive_bytes", &serde_json::json!({"v1": 8192})), "v1 8.0 KiB");
+    }
 
     #[test]
     fn progress_tells_amount_rate_and_time_left() {

@@ -95,6 +95,10 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
                 (false, false) => mount::start(&wanted, cli.json),
             };
         }
+        Verb::Volume(VolumeVerb::Delete { name, abandoned: true, .. }) => {
+            let request = json!({"op": "volume.delete_abandoned", "volume": name});
+            return wait_for_store(&folder, &request, "delete", cli.json);
+        }
         Verb::Check { .. } => return verify(&folder, &json!({"op": "check"}), "check", cli.json),
         Verb::Scrub { volume } => {
             return verify(&folder, &json!({"op": "scrub", "volume": volume}), "scrub", cli.json);
@@ -133,7 +137,7 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
             let size = size(text)?;
             json!({"op": "volume.resize", "volume": name, "size_bytes": size, "shrink": shrink, "force": force})
         }
-        VolumeVerb::Delete { name, force } => json!({"op": "volume.delete", "volume": name, "force": force}),
+        VolumeVerb::Delete { name, force, .. } => json!({"op": "volume.delete", "volume": name, "force": force}),
         VolumeVerb::Set { name, durability } => json!({"op": "volume.set", "volume": name, "durability": durability}),
         VolumeVerb::Import { .. }
         | VolumeVerb::Export { .. }

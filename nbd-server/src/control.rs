@@ -218,6 +218,7 @@ fn describe_standing(pool: &Pool, id: VolumeId) -> Value {
         "watermark": status.watermark.0,
         "changed": status.changed.0,
         "lag_seconds": if status.time_us == 0 { Value::Null } else { json!(lag_us as f64 / 1e6) },
+        "lag_bytes": pool.lag_bytes(id),
         "manifest": status.manifest,
         "epoch": status.epoch,
     })
@@ -324,7 +325,7 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
             let job = pool.set_durability(id, durability)?;
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
-        "volume.attach" | "volume.detach" | "volume.sync" => {
+        "volume.attach" | "volume.detach" | "volume.sync" | "volume.delete_abandoned" => {
             Err(invalid("this needs a daemon with an object store on the pool: start cairn serve --object-store URL"))
         }
         "volume.delete" => {

@@ -4,12 +4,15 @@
 use crate::poll;
 use blockstore::disk::{Disk, File};
 use blockstore::limits::SWEEP_GRACE_US;
-use blockstore::object::{sweep, AttachJob, LeaseJob, ObjectStore, SweepReport, TierJob, UploadJob};
+use blockstore::object::{
+    list_volumes, sweep, volume_seen, AttachJob, LeaseJob, ObjectStore, Seen, SweepReport, TierJob, UploadJob,
+};
 use blockstore::{
     prepare_segment, AnchorJob, Census, CleanJob, Cleaned, Error, ErrorKind, FetchJob, Fetched, FlushJob, SegmentId,
     WriteBack,
 };
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +46,8 @@ pub enum Job {
     Tier(TierJob),
     /// Look through the whole object store for what nobody needs.
     Sweep(Arc<dyn ObjectStore>, u64),
+    /// Look up the volumes in the object store; only one, for this connection.
+    Look(Arc<dyn ObjectStore>, Option<(u64, String)>),
     /// Look whether volumes are still ours.
     Lease(Box<LeaseJob>),
     /// Take a volume over from the object store, for this connection.
@@ -76,6 +81,8 @@ pub enum Done {
     Tier(TierJob, blockstore::Result<()>),
     /// The object store was swept.
     Sweep(blockstore::Result<SweepReport>),
+    /// Volumes were looked up in the object store.
+    Look(Option<(u64, String)>, blockstore::Result<BTreeMap<String, Seen>>),
     /// The store was asked whose volumes are.
     Lease(Box<LeaseJob>),
     /// A volume was claimed, or not.
@@ -205,14 +212,18 @@ impl Workers {
             Job::Flush(_) => &self.sync,
             Job::Settle(_) => &self.settle,
             Job::WriteBack(..) | Job::Await(..) => &self.write_back,
-            Job::Tier(_) | Job::Sweep(..) | Job::Attach(..) | Job::Lease(_) => match (&self.store, &job) {
-                (Some(store), Job::Tier(TierJob::Clean(_)) | Job::Sweep(..)) => &store.cleaning,
-                (Some(store), Job::Tier(_)) => &store.rounds,
-                (Some(store), Job::Lease(_)) => &store.leases,
-                (Some(store), _) => &store.claims,
-                // Nobody asks for this without an object store.
-                (None, _) => &self.background,
-            },
+            Job::Tier(_) | Job::Sweep(..) | Job::Look(..) | Job::Attach(..) | Job::Lease(_) => {
+                match (&self.store, &job) {
+                    (Some(store), Job::Tier(TierJob::Clean(_)) | Job::Sweep(..) | Job::Look(_, None)) => {
+                        &store.cleaning
+                    }
+                    (Some(store), Job::Tier(_)) => &store.rounds,
+                    (Some(store), Job::Lease(_)) => &store.leases,
+                    (Some(store), _) => &store.claims,
+                    // Nobody asks for this without an object store.
+                    (None, _) => &self.background,
+                }
+            }
             Job::Clean(_, Urgency::Whenever) | Job::Spare(_, _, Urgency::Whenever) => &self.patient,
             _ => &self.background,
         };
@@ -287,6 +298,12 @@ fn run(job: Job) -> Option<Done> {
             Some(Done::Tier(job, outcome))
         }
         Job::Sweep(store, now_us) => Some(Done::Sweep(sweep(&*store, now_us, SWEEP_GRACE_US, false))),
+        Job::Look(store, None) => Some(Done::Look(None, list_volumes(&*store))),
+        Job::Look(store, Some((token, name))) => {
+            let found = volume_seen(&*store, &name);
+            let found = found.map(|found| found.map(|seen| (name.clone(), seen)).into_iter().collect());
+            Some(Done::Look(Some((token, name)), found))
+        }
         Job::Lease(job) => {
             thread::scope(|scope| {
                 let look = || while job.look_next() {};

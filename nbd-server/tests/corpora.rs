@@ -33,6 +33,11 @@ fn store_format() {
     replay("store_format", 6, blockstore::testing::decode);
 }
 
+#[test]
+fn bucket_format() {
+    replay("bucket_format", 15, blockstore::testing::decode_bucket);
+}
+
 /// Each class of bug that has a seed of its own.
 #[test]
 fn every_class_has_its_seed() {

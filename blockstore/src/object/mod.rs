@@ -20,6 +20,8 @@ pub mod sealed;
 mod store;
 mod survey;
 mod sweep;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod testing;
 mod tier;
 mod upload;
 mod worn;
@@ -33,7 +35,7 @@ pub use counts::StoreCounts;
 pub use entropy::Entropy;
 pub use key::{check_key, is_key, KEY_BYTES_MAX};
 pub use lease::LeaseJob;
-pub use reach::{list_volumes, Seen};
+pub use reach::{list_volumes, volume_seen, Seen};
 pub use store::{Created, ObjectEntry, ObjectStore, Range, StoreError, StoreErrorKind, StoreResult, OBJECT_BYTES_MAX};
 pub use sweep::{sweep, SweepReport};
 pub(crate) use tier::{Chain, Tier};

@@ -46,7 +46,7 @@ impl Pin {
         pin_key(&self.maker, &self.pool, &self.name)
     }
 
-    fn from_entry(entry: &ObjectEntry) -> Result<Self> {
+    pub fn from_entry(entry: &ObjectEntry) -> Result<Self> {
         let parse = || {
             let mut parts = entry.key.strip_prefix("pins/")?.splitn(3, '/');
             let (maker, pool, name) = (unhex(parts.next()?)?, unhex(parts.next()?)?, parts.next()?.to_owned());

@@ -133,6 +133,11 @@ pub fn list_volumes(store: &dyn ObjectStore) -> Result<BTreeMap<String, Seen>> {
     newest_numbers(store)?.into_iter().map(read).collect()
 }
 
+/// One volume of a bucket, as its newest manifest says.
+pub fn volume_seen(store: &dyn ObjectStore, name: &str) -> Result<Option<Seen>> {
+    Ok(super::claim::newest_manifest(store, name)?.as_ref().map(seen))
+}
+
 /// What a report says of a manifest.
 pub(crate) fn seen(manifest: &Manifest) -> Seen {
     Seen {

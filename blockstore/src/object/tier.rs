@@ -290,9 +290,19 @@ impl Pool {
 
     /// Bytes of live blocks and map pages that are not in the store yet: the lag.
     pub fn unsent_bytes(&self) -> u64 {
+        self.unsent_of(|_| true)
+    }
+
+    /// Bytes of blocks that were written to a volume, live in it or in what shares them, and are not in the object store
+    /// yet; 0 without one.
+    pub fn lag_bytes(&self, id: VolumeId) -> u64 {
+        self.unsent_of(|volume| volume == id)
+    }
+
+    fn unsent_of(&self, wanted: impl Fn(VolumeId) -> bool) -> u64 {
         let Some(remote) = &self.segments.remote else { return 0 };
         let here = self.segments.table.iter().filter(|(_, s)| s.place == Place::Here && s.kind == SegmentKind::Log);
-        let blocks = here.map(|(id, s)| {
+        let blocks = here.filter(|(_, s)| wanted(s.volume)).map(|(id, s)| {
             let live = within(&s.bits, remote.uploaded(id).min(s.used), s.used);
             live.iter().map(|w| u64::from(w.count_ones())).sum::<u64>()
         });

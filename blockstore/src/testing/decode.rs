@@ -123,7 +123,7 @@ fn anchor(bytes: &[u8], seal: bool) {
 }
 
 /// The object is named as it names itself: else nothing of it would be read.
-fn object_directory(bytes: &[u8], seal: bool) {
+pub(super) fn object_directory(bytes: &[u8], seal: bool) {
     let mut bytes = bytes.to_vec();
     if seal {
         let len = (bytes.len() as u32).to_le_bytes();
@@ -153,7 +153,7 @@ fn object_directory(bytes: &[u8], seal: bool) {
 }
 
 /// The first byte says how many slots are expected, and whether they are stored as they are.
-fn frame(bytes: &[u8]) {
+pub(super) fn frame(bytes: &[u8]) {
     let Some((first, stored)) = bytes.split_first() else { return };
     let slots = usize::from(first & 0x0f) + 1;
     let frame = Frame { offset: 0, len: stored.len() as u32, raw: first & 0x80 != 0, slots };
@@ -164,7 +164,7 @@ fn frame(bytes: &[u8]) {
 }
 
 /// A page whose segments have numbers here as the first twelve bytes say.
-fn renumbered_page(bytes: &[u8], seal: bool) {
+pub(super) fn renumbered_page(bytes: &[u8], seal: bool) {
     let Some((numbers, bytes)) = bytes.split_first_chunk::<12>() else { return };
     let mut runs = Vec::new();
     runs.put_u32(1);
@@ -189,7 +189,7 @@ fn renumbered_page(bytes: &[u8], seal: bool) {
     }
 }
 
-fn manifest(bytes: &[u8], seal: bool) {
+pub(super) fn manifest(bytes: &[u8], seal: bool) {
     let mut bytes = bytes.to_vec();
     if seal {
         seal_checksum(&mut bytes, 12);
@@ -197,7 +197,7 @@ fn manifest(bytes: &[u8], seal: bool) {
     assert!(Manifest::decode(&bytes, "volumes/of no volume").is_err());
 }
 
-fn manifest_body(bytes: &[u8]) {
+pub(super) fn manifest_body(bytes: &[u8]) {
     let Ok(found) = Manifest::from_body(bytes, MANIFEST_VERSION) else { return };
     let again = found.encode().expect("what was read can be written");
     let key = manifest_key(&found.name, found.number);

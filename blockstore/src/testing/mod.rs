@@ -1,6 +1,7 @@
 //! Stand-ins for the world, for tests and the simulator.
 
 mod decode;
+mod decode_bucket;
 mod reference;
 mod rng;
 mod seal;
@@ -13,6 +14,7 @@ mod sparse;
 mod store_conformance;
 
 pub use decode::decode;
+pub use decode_bucket::{attach_manifest, decode_bucket};
 pub use reference::ReferenceDisk;
 pub use rng::Rng;
 pub use sim_clock::SimClock;

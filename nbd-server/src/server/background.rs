@@ -114,6 +114,7 @@ impl Server {
                 Done::AuditProgress(token, line) => self.progress(token, &line),
                 Done::Tier(job, outcome) => self.tier_done(job, outcome),
                 Done::Sweep(outcome) => self.swept(outcome),
+                Done::Look(asked, outcome) => self.looked_through(asked, outcome),
                 Done::Lease(job) => self.looked(&job),
                 Done::Attach(token, job, outcome) => self.attach_done(token, *job, outcome),
                 Done::Audited(token, outcome) => self.audited(token, outcome),

@@ -7,6 +7,7 @@
 //!
 //! Not here: what one request does (`session`), what one command does (`control`).
 
+mod abandoned;
 mod accept;
 mod background;
 mod census;
@@ -218,6 +219,7 @@ impl Server {
     /// Serves until SIGTERM or SIGINT, or until its [`Stopper`] is used, then closes cleanly.
     pub fn run(mut self) -> io::Result<()> {
         self.pool.set_patient(false);
+        self.look_for_abandoned();
         let mut events = Vec::new();
         let mut housekeeping = Instant::now();
         let mut running = true;

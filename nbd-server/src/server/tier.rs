@@ -13,11 +13,12 @@ use crate::control::{self, error_json, text, Taken};
 use crate::jobs::Job;
 use crate::metrics;
 use crate::session::Wait as NbdWait;
-use blockstore::object::{AttachJob, Standing, SweepReport, TierJob};
+use blockstore::object::{AttachJob, ObjectStore, Standing, SweepReport, TierJob};
 use blockstore::{Durability, Error, ErrorKind, Lsn, Pool, Result, VolumeId};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
@@ -50,8 +51,8 @@ pub(super) enum Then {
     Attached(u64, Value),
     /// Let go of the volume of this name.
     Detach(u64, String),
-    /// The last manifest of a volume that was let go is there.
-    Gone(u64, String),
+    /// Answer a command when the last manifest of a volume that was let go is there.
+    Gone(u64, Value),
 }
 
 /// What flushes of a volume have seen.
@@ -297,8 +298,9 @@ impl Server {
     fn arrived(&mut self, wait: Wait) {
         match wait.then {
             Then::Answer(waiter) => self.answer(vec![waiter], None),
-            Then::Say(token, answer) | Then::Attached(token, answer) => self.say_last(token, &answer),
-            Then::Gone(token, name) => self.say_last(token, &json!({ "detached": name })),
+            Then::Say(token, answer) | Then::Attached(token, answer) | Then::Gone(token, answer) => {
+                self.say_last(token, &answer);
+            }
             Then::Detach(token, name) => match self.pool.detach(wait.volume) {
                 Ok(job) => {
                     let outcome = job.run();
@@ -306,7 +308,7 @@ impl Server {
                         return self.say_last(token, &error_json(&e));
                     }
                     info!(volume = name, "a volume is let go");
-                    self.wait(wait.volume, Lsn(0), Then::Gone(token, name));
+                    self.wait_gone(wait.volume, Then::Gone(token, json!({ "detached": name })));
                 }
                 // Somebody changed it meanwhile.
                 Err(e) if e.kind() == ErrorKind::Busy => self.wait_for_all(wait.volume, Then::Detach(token, name)),
@@ -330,13 +332,18 @@ impl Server {
         }
     }
 
+    /// Waits for the last manifest of a volume.
+    pub(super) fn wait_gone(&mut self, volume: VolumeId, then: Then) {
+        self.wait(volume, Lsn(0), then);
+    }
+
     pub(super) fn wait_for_all(&mut self, volume: VolumeId, then: Then) {
         let upto = self.pool.remote_status(volume).map_or(Lsn(0), |status| status.changed);
         self.wait(volume, upto, then);
     }
 
     /// The answer of a command whose connection was kept for it.
-    fn say_last(&mut self, token: u64, answer: &Value) {
+    pub(super) fn say_last(&mut self, token: u64, answer: &Value) {
         self.say(token, answer);
         if let Some(conn) = self.conns.get_mut(&token) {
             conn.waiting = conn.waiting.saturating_sub(1);
@@ -373,7 +380,10 @@ impl Server {
 
     pub(super) fn swept(&mut self, outcome: Result<SweepReport>) {
         match outcome {
-            Ok(report) => info!(?report, "the object store was swept"),
+            Ok(report) => {
+                info!(?report, "the object store was swept");
+                self.tell_abandoned(&report.volumes);
+            }
             Err(e) => warn!(error = %e, "sweeping the object store failed: nothing more is deleted until tomorrow"),
         }
     }
@@ -384,6 +394,7 @@ impl Server {
             Some("volume.attach") => self.begin_attach(token, request),
             Some("volume.detach") => self.begin_detach(token, request),
             Some("volume.sync") => self.begin_sync(token, request),
+            Some("volume.delete_abandoned") => self.begin_end_abandoned(token, request),
             _ => return false,
         };
         match outcome {
@@ -465,26 +476,33 @@ impl Server {
         for (metric, help) in [
             ("cairn_object_watermark", "Every change of the volume before this number is in the store."),
             ("cairn_object_changed", "Number behind the volume's last change."),
+            ("cairn_object_lag_bytes", "Live bytes written to the volume that are not in the store yet."),
         ] {
             metrics::describe(page, metric, help);
             for id in self.pool.volumes() {
                 let (Ok(info), Some(status)) = (self.pool.volume_info(id), self.pool.remote_status(id)) else {
                     continue;
                 };
-                let value = if metric.ends_with("watermark") { status.watermark } else { status.changed };
-                let _ = writeln!(page, "{metric}{{volume=\"{}\"}} {}", info.name, value.0);
+                let value = match metric {
+                    "cairn_object_watermark" => status.watermark.0,
+                    "cairn_object_changed" => status.changed.0,
+                    _ => self.pool.lag_bytes(id),
+                };
+                let _ = writeln!(page, "{metric}{{volume=\"{}\"}} {value}", info.name);
             }
         }
     }
 
     fn connected(&self) -> Result<()> {
-        match &self.tier {
-            Some(_) => Ok(()),
-            None => Err(Error::new(
-                ErrorKind::Invalid,
-                "the pool has no object store: start the daemon with --object-store URL",
-            )),
-        }
+        self.connected_store().map(drop)
+    }
+
+    pub(super) fn connected_store(&self) -> Result<Arc<dyn ObjectStore>> {
+        let store = self.tier.as_ref().and_then(|_| self.pool.object_store());
+        store.ok_or_else(|| {
+            let text = "the pool has no object store: start the daemon with --object-store URL";
+            Error::new(ErrorKind::Invalid, text)
+        })
     }
 }
 

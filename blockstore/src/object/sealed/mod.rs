@@ -36,6 +36,8 @@ mod local;
 mod plain;
 mod record;
 mod rotate;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;
 
