@@ -240,6 +240,26 @@ fn an_interrupted_deletion_is_reported_and_can_be_ended() {
     assert_eq!(bytes_under(&world.store, "pins/"), 0);
 }
 
+/// Until its first round, the newest manifest of a volume that came back is in the words, and with the number, that it
+/// had before it went.
+#[test]
+fn a_volume_that_came_back_is_not_abandoned() {
+    let mut world = World::new(7, 1);
+    let block = data(&mut Rng::new(7), 40);
+    let host = &mut world.hosts[0];
+    host.create("disk");
+    host.write("disk", 0, &block);
+    host.sync();
+    host.detach("disk").unwrap();
+    host.sync();
+    host.attach("disk", false).unwrap();
+    let seen = world.sweep().volumes;
+    let host = &mut world.hosts[0];
+    assert_eq!(host.pool.abandoned(&seen), [""; 0]);
+    let ended = host.pool.end_abandoned("disk", &seen["disk"]);
+    assert!(ended.is_err(), "what is attached here was deleted in the object store");
+}
+
 #[test]
 fn whatever_cannot_be_read_keeps_everything() {
     let mut world = World::new(6, 2);

@@ -21,7 +21,10 @@ impl Pool {
     fn is_abandoned(&self, name: &str, seen: &Seen) -> bool {
         let Some(tier) = &self.tier else { return false };
         let own = seen.tenure == Tenure::Owned && seen.pool == self.pool_id && seen.maker == self.pool_id;
-        let known = self.volumes.contains_key(&seen.volume) || seen.volume.0 >= self.next_volume;
+        // One that was attached again has another number here than its newest manifest says, until its first round:
+        // nothing is ended whose name is here.
+        let back = self.names.contains_key(name);
+        let known = back || self.volumes.contains_key(&seen.volume) || seen.volume.0 >= self.next_volume;
         // A later opening of this pool, in another folder, may have it.
         let ours = seen.pool_epoch <= self.epoch;
         own && ours && !known && tier.farewells.values().all(|going| going.manifest.name != name)
