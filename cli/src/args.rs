@@ -479,7 +479,8 @@ mod tests {
 
     /// Every command below `command`, with the words that call it.
     fn walk(command: &clap::Command, words: &str, out: &mut Vec<(String, Vec<String>)>) {
-        let flags = command.get_arguments().filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
+        let flags = command.get_arguments().filter(|a| !a.is_hide_set());
+        let flags = flags.filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
         out.push((words.to_owned(), flags));
         for sub in command.get_subcommands() {
             walk(sub, &format!("{words} {}", sub.get_name()), out);

@@ -3,7 +3,8 @@
 use blockstore::{Pool, PoolOptions, RecoveryReport};
 use nbd_server::{control, is_read_only, open_pool, open_to_look, while_in_use, PoolLock};
 use serde_json::{json, Value};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -105,16 +106,46 @@ pub fn connect(path: &Path) -> Result<Option<UnixStream>, Failure> {
 }
 
 /// The daemon ended while it was asked something.
+const GONE: &str = "the daemon closed the connection before it answered: it was stopped, or see its log";
+
+/// The same, as a failure.
 pub fn gone() -> Failure {
-    Failure::new("io", "the daemon closed the connection before it answered: it was stopped, or see its log")
+    Failure::new("io", GONE)
 }
 
-/// The next line of the control socket.
-pub fn line(stream: &mut UnixStream) -> Result<String, Failure> {
-    let mut line = String::new();
-    match BufReader::new(stream).read_line(&mut line)? {
-        0 => Err(gone()),
-        _ => Ok(line),
+/// Bytes of an answer: of a list of 10,000 checkpoints 4 MiB, of the extents of a large difference 60 MiB.
+const ANSWER_MAX: usize = 256 << 20;
+
+/// The next line of the control socket, and not a byte of what follows it: that may be another protocol.
+pub fn line(mut stream: &UnixStream) -> io::Result<String> {
+    let mut line = Vec::new();
+    loop {
+        // Looked at first, so that lines of any length take few calls.
+        let mut ahead = [0; 4096];
+        let seen = peek(stream, &mut ahead)?;
+        let end = ahead[..seen].iter().position(|byte| *byte == b'\n');
+        let take = end.map_or(seen, |end| end + 1);
+        stream.read_exact(&mut ahead[..take])?;
+        line.extend(&ahead[..end.unwrap_or(take)]);
+        if end.is_some() {
+            return String::from_utf8(line).map_err(io::Error::other);
+        }
+        if seen == 0 || line.len() > ANSWER_MAX {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, GONE));
+        }
+    }
+}
+
+/// What has come and was not read; waits for the first byte.
+fn peek(stream: &UnixStream, out: &mut [u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: no more is written than there is room.
+        let got = unsafe { libc::recv(stream.as_raw_fd(), out.as_mut_ptr().cast(), out.len(), libc::MSG_PEEK) };
+        match usize::try_from(got) {
+            Ok(got) => return Ok(got),
+            Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
     }
 }
 

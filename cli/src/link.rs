@@ -7,7 +7,7 @@ use blockstore::{Pool, RecoveryReport};
 use nbd_server::{is_read_only, random_id, PoolLock, Server, ServerOptions, Stopper, LAG};
 use serde_json::Value;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -114,21 +114,9 @@ impl Own {
 pub fn ask_long(stream: &mut UnixStream, request: &Value, progress: &mut Progress) -> Result<Value, Failure> {
     client::send(stream, request)?;
     loop {
-        let answer = client::answer(&read_line(stream)?)?;
+        let answer = client::answer(&client::line(stream)?)?;
         let Some(told) = answer.get("progress") else { return Ok(answer) };
         let field = |key: &str| told.get(key).and_then(Value::as_u64).unwrap_or(0);
         progress.show(field("done"), field("total"));
     }
-}
-
-/// One line, and not a byte of what follows it: that may be another protocol.
-fn read_line(stream: &mut UnixStream) -> Result<String, Failure> {
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    while stream.read(&mut byte)? > 0 {
-        if byte == *b"\n" {
-            return Ok(String::from_utf8_lossy(&line).into_owned());
-        }
-        line.extend(byte);
-    }
-    Err(client::gone())
 }

@@ -1,5 +1,7 @@
 """Act one: a guest loses everything on its disk, and a checkpoint gives it back."""
 
+import hashlib
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +23,16 @@ while mount | grep -q /mnt; do
     sleep 0.1
 done
 """
+
+
+def sums_hold(sums, folder):
+    """How many files of a list of checksums there are; each must be what the list says."""
+    count = 0
+    for line in sums.read_text().splitlines():
+        expected, name = line.split(maxsplit=1)
+        must(hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected, f"{folder / name} is damaged")
+        count += 1
+    return count
 
 
 class FirstAct(Stage):
@@ -65,8 +77,22 @@ class FirstAct(Stage):
             guest.power_off()
         return before, after
 
+    def look_back(self, before, after):
+        """What the checkpoint held, while nothing of it is on the disk."""
+        with self.steps.step("looking into the checkpoint") as said:
+            folder = self.server.folder / "before"
+            copied = self.server.cairn("checkpoint", "cp", "disk", "v1", "/", str(folder))
+            must(not copied["skipped"], f"not copied: {copied['skipped']}")
+            checked = {name: sums_hold(folder / f"{name}.sums", folder / name) for name in ["files", "live"]}
+            must(checked["files"] == 120, f"{checked['files']} files in place of 120")
+            must(before <= checked["live"] <= after, f"{checked['live']} live files, but {before} to {after} were expected")
+            shutil.rmtree(folder)
+            said("cairn checkpoint cp disk v1 /: without a guest or a mount all files of the checkpoint,")
+            said(f"120 and {checked['live']} live ones, whose checksums hold")
+
     def second_life(self, before, after):
         """Restore, verify, fork, two guests at once, trim."""
+        self.look_back(before, after)
         with self.steps.step("restoring the checkpoint") as said:
             answer = self.server.cairn("restore", "disk", "v1")
             said(f"cairn restore disk v1 (what it replaced is kept as {answer['undo']})")

@@ -14,7 +14,7 @@ pub fn differences(folder: &Path, volume: &str, from: &str, to: &str, as_json: b
     let request = json!({"op": "checkpoint.diff", "volume": volume, "from": from, "to": to});
     let mut stream = link.connect()?;
     client::send(&mut stream, &request)?;
-    let answer = client::answer(&client::line(&mut stream)?)?;
+    let answer = client::answer(&client::line(&stream)?)?;
     let changed = changed_bytes(&answer);
     let (before, after) = (State::open(&link, volume, from)?, State::open(&link, volume, to)?);
     let mut all = Vec::new();

@@ -4,11 +4,12 @@
 //! not answer is an error.
 
 use super::broker;
+use crate::client::line;
 use fs_inspect::mount::{Checkpoint, Pool};
 use fs_inspect::{NbdImage, ReadAt};
 use nbd_client::Nbd;
 use serde_json::{json, Value};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -16,9 +17,6 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
-/// Bytes of an answer: of a list of 10,000 checkpoints 4 MiB.
-const ANSWER_MAX: u64 = 64 << 20;
-
 /// Where connections come from.
 #[derive(Clone)]
 pub struct Daemon(Arc<Mutex<UnixStream>>);
@@ -64,15 +62,6 @@ impl Daemon {
     }
 }
 
-/// One line, and not a byte of what follows it: that may be another protocol.
-fn line(mut stream: &UnixStream) -> io::Result<String> {
-    let (mut line, mut byte) = (Vec::new(), [0]);
-    while stream.read(&mut byte)? > 0 && byte != *b"\n" && (line.len() as u64) < ANSWER_MAX {
-        line.extend(byte);
-    }
-    String::from_utf8(line).map_err(io::Error::other)
-}
-
 fn names(answer: &Value) -> Vec<String> {
     answer.as_array().into_iter().flatten().filter_map(|one| one["name"].as_str()).map(str::to_owned).collect()
 }
@@ -90,12 +79,11 @@ fn seconds(time: &str) -> u64 {
 
 impl Pool for Daemon {
     fn volumes(&self) -> io::Result<Vec<String>> {
-        let stream = self.connect()?;
-        list(stream, &json!({"op": "volume.list"})).map(|answer| names(&answer))
+        self.ask(&json!({"op": "volume.list"})).map(|(_, answer)| names(&answer))
     }
 
     fn checkpoints(&self, volume: &str) -> io::Result<Vec<Checkpoint>> {
-        let answer = list(self.connect()?, &json!({"op": "checkpoint.list", "volume": volume, "all": true}))?;
+        let answer = self.ask(&json!({"op": "checkpoint.list", "volume": volume, "all": true}))?.1;
         let one = |of: &Value| {
             let info = serde_json::to_string_pretty(of).unwrap_or_default() + "\n";
             let created = seconds(of["create_time"].as_str().unwrap_or_default());
@@ -113,19 +101,6 @@ impl Pool for Daemon {
         };
         let first = session()?;
         Ok(Arc::new(NbdImage::new(first, session)))
-    }
-}
-
-/// Asks what is answered by one line.
-fn list(mut stream: UnixStream, request: &Value) -> io::Result<Value> {
-    stream.write_all(format!("{request}\n").as_bytes())?;
-    let mut text = String::new();
-    BufReader::new(stream.take(ANSWER_MAX)).read_line(&mut text)?;
-    let answer: Value = serde_json::from_str(&text)?;
-    match answer["error"]["kind"].as_str() {
-        None => Ok(answer),
-        Some("not_found") => Err(io::ErrorKind::NotFound.into()),
-        Some(_) => Err(io::Error::other(answer["error"]["message"].as_str().unwrap_or("refused").to_owned())),
     }
 }
 
