@@ -166,6 +166,8 @@ fn one_step(pool: &mut Pool, store: &SimStore, model: &mut ReferenceDisk, rng: &
             let (_, job) = drive(pool, store, |pool| pool.fork(id, at, &new)).0.unwrap();
             pool.finish(job).unwrap();
             model.fork(&name, from.as_deref(), &new);
+            // Of a volume that came from elsewhere: it can be used when it is in the store itself.
+            while tier_step(pool).unwrap() {}
         }
         12 => reap(pool, store),
         13 => {

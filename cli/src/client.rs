@@ -3,7 +3,7 @@
 use blockstore::{Pool, PoolOptions, RecoveryReport};
 use nbd_server::{control, is_read_only, open_pool, open_to_look, while_in_use, PoolLock};
 use serde_json::{json, Value};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -108,11 +108,6 @@ pub fn connect(path: &Path) -> Result<Option<UnixStream>, Failure> {
 /// The daemon ended while it was asked something.
 const GONE: &str = "the daemon closed the connection before it answered: it was stopped, or see its log";
 
-/// The same, as a failure.
-pub fn gone() -> Failure {
-    Failure::new("io", GONE)
-}
-
 /// Bytes of an answer: of a list of 10,000 checkpoints 4 MiB, of the extents of a large difference 60 MiB.
 const ANSWER_MAX: usize = 256 << 20;
 
@@ -163,14 +158,20 @@ pub fn send(stream: &mut UnixStream, request: &Value) -> Result<(), Failure> {
     }
 }
 
+/// Sends one command and reads lines until its answer. Those before it tell how far it is: `told` gets done and total.
+pub fn ask_telling(stream: &mut UnixStream, request: &Value, mut told: impl FnMut(u64, u64)) -> Result<Value, Failure> {
+    send(stream, request)?;
+    loop {
+        let answer = answer(&line(stream)?)?;
+        let Some(progress) = answer.get("progress") else { return Ok(answer) };
+        let field = |key: &str| progress.get(key).and_then(Value::as_u64).unwrap_or(0);
+        told(field("done"), field("total"));
+    }
+}
+
 /// Sends one command and reads its answer.
 pub fn ask(stream: &mut UnixStream, request: &Value) -> Result<Value, Failure> {
-    send(stream, request)?;
-    let mut line = String::new();
-    if BufReader::new(stream).read_line(&mut line)? == 0 {
-        return Err(gone());
-    }
-    answer(&line)
+    ask_telling(stream, request, |_, _| ())
 }
 
 /// What carries out a command.
@@ -234,4 +235,22 @@ pub fn carry_out(folder: &Path, request: &Value) -> Result<(Value, Who), Failure
         pool.finish(job)?;
     }
     Ok((outcome.answer, Who::Us))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_progress_is_not_the_answer() {
+        let (mut ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        let lines = "{\"progress\":{\"done\":1,\"total\":3}}\n{\"progress\":{}}\n{\"forked\":\"last\"}\n";
+        theirs.write_all(lines.as_bytes()).expect("lines");
+        let mut told = Vec::new();
+        let request = json!({"op": "fork"});
+        let answer = ask_telling(&mut ours, &request, |done, total| told.push((done, total))).ok();
+        assert_eq!((answer, told), (Some(json!({"forked": "last"})), vec![(1, 3), (0, 0)]));
+        theirs.write_all(lines.as_bytes()).expect("lines");
+        assert_eq!(ask(&mut ours, &request).ok(), Some(json!({"forked": "last"})));
+    }
 }

@@ -110,13 +110,7 @@ impl Own {
     }
 }
 
-/// Sends `request` and reads lines until the answer; lines before it tell of progress.
+/// Sends `request` and reads its answer, and shows how far it is meanwhile.
 pub fn ask_long(stream: &mut UnixStream, request: &Value, progress: &mut Progress) -> Result<Value, Failure> {
-    client::send(stream, request)?;
-    loop {
-        let answer = client::answer(&client::line(stream)?)?;
-        let Some(told) = answer.get("progress") else { return Ok(answer) };
-        let field = |key: &str| told.get(key).and_then(Value::as_u64).unwrap_or(0);
-        progress.show(field("done"), field("total"));
-    }
+    client::ask_telling(stream, request, |done, total| progress.show(done, total))
 }
