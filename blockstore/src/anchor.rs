@@ -322,6 +322,7 @@ impl Pool {
             next_auto: v.next_auto,
             origins: v.origins.clone(),
             durability: v.durability,
+            read_only: v.read_only,
         });
         // A segment that has been taken but holds no batch yet is no part of a log: its file may not
         // even have a header. Recovery finds it as it finds any segment begun after the anchor.

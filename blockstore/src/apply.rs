@@ -43,6 +43,12 @@ impl Pool {
                 }
                 Ok(())
             }
+            Record::SetReadOnly { read_only } => {
+                if let Some(volume) = self.volumes.get_mut(&volume) {
+                    volume.read_only = *read_only;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -109,6 +115,7 @@ impl Pool {
             next_auto: 1,
             origins: Vec::new(),
             durability: Durability::default(),
+            read_only: false,
         };
         self.volumes.insert(id, volume);
         self.names.insert(name.to_owned(), id);

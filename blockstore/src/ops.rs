@@ -25,6 +25,8 @@ pub struct VolumeInfo {
     pub created_us: u64,
     /// What its flushes wait for.
     pub durability: Durability,
+    /// Whether its head can be changed.
+    pub read_only: bool,
     /// Number of checkpoints, automatic ones included.
     pub checkpoints: usize,
     /// The checkpoint the head was derived from, if it has a name: its volume's name and its own.
@@ -127,6 +129,24 @@ impl Pool {
         self.flush_job(id)
     }
 
+    /// Says whether a volume's head can be changed. Checkpoints of it can be made and deleted, and forks can be written.
+    pub fn set_read_only(&mut self, id: VolumeId, read_only: bool) -> Result<FlushJob> {
+        self.volume(id)?;
+        self.log(id, vec![Record::SetReadOnly { read_only }])?;
+        self.flush_job(id)
+    }
+
+    /// Refuses what would change the head of a volume that is read-only.
+    pub(crate) fn not_read_only(&self, id: VolumeId, records: &[Record]) -> Result<()> {
+        match self.volumes.get(&id) {
+            Some(volume) if volume.read_only && records.iter().any(Record::changes_head) => Err(Error::invalid(format!(
+                "volume {:?} is read-only: write to a fork of it, or make it writable with cairn volume set --read-only off",
+                volume.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Names the head's present state. Costs one record, whatever the volume's size.
     pub fn create_checkpoint(&mut self, id: VolumeId, comment: &str) -> Result<(CheckpointInfo, FlushJob)> {
         if comment.len() > COMMENT_BYTES_MAX {
@@ -179,6 +199,7 @@ impl Pool {
             size: head.size,
             created_us: volume.created_us,
             durability: volume.durability,
+            read_only: volume.read_only,
             checkpoints: volume.checkpoints.len(),
             parent: head.parent.and_then(|root| self.root_name(root)),
         })

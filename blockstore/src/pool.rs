@@ -55,6 +55,8 @@ pub(crate) struct Volume {
     pub origins: Vec<VolumeId>,
     /// What a flush waits for.
     pub durability: Durability,
+    /// Whether its head can be changed.
+    pub read_only: bool,
 }
 
 /// A creation, deletion or fork that may not be durable yet. A flush of any volume covers it, because
@@ -183,6 +185,7 @@ impl Pool {
     ) -> Result<()> {
         self.writable()?;
         self.not_fenced(volume)?;
+        self.not_read_only(volume, &records)?;
         self.patiently(|pool| pool.append_and_apply(volume, records, payload))
     }
 

@@ -235,6 +235,7 @@ impl Pool {
                 next_auto: v.next_auto,
                 origins: v.origins,
                 durability: v.durability,
+                read_only: v.read_only,
             };
             pool.volumes.insert(v.id, volume);
         }

@@ -95,7 +95,7 @@ impl Pool {
             }
             Record::DeleteVolume { .. } => (true, ""),
             Record::Resize { size } => (good_size(*size), "size"),
-            Record::SetDurability { .. } => (true, ""),
+            Record::SetDurability { .. } | Record::SetReadOnly { .. } => (true, ""),
             Record::Checkpoint { name, .. } => (!self.has(volume, *name), "the name is taken"),
             Record::DeleteCheckpoint { name } => (self.has(volume, *name), "no such checkpoint"),
             Record::Restore { name, undo, .. } => {

@@ -5,7 +5,7 @@
 
 mod bucket_world;
 
-use blockstore::object::{check_bucket, list_volumes, sweep, Standing, TierJob};
+use blockstore::object::{check_bucket, sweep, Standing, TierJob};
 use blockstore::testing::{Rng, StoreFault, StoreOp};
 use blockstore::{Cleaning, ErrorKind};
 use bucket_world::*;
@@ -419,7 +419,7 @@ fn history(seed: u64) -> (u64, u64, u64) {
         let host = &mut world.hosts[at];
         let own: Vec<String> = host.pool.volumes().iter().map(|id| host.pool.volume_info(*id).unwrap().name).collect();
         let volume = (!own.is_empty()).then(|| rng.pick(&own).clone());
-        let choice = rng.below(22);
+        let choice = rng.below(23);
         if std::env::var("CAIRN_GC_SEED").is_ok() {
             println!("{step} host{at} {choice} {volume:?}");
         }
@@ -528,6 +528,16 @@ fn history(seed: u64) -> (u64, u64, u64) {
                     assert!(good, "{context}: {problems:?}");
                 }
             }
+            (22, _) if !all.is_empty() && own.len() < 5 => {
+                names += 1;
+                let (name, new, read_only) = (rng.pick(&all).clone(), format!("e{names}"), rng.one_in(2));
+                if host.fork_from(&name, &new, read_only).is_ok() && !(0..30).all(|_| host.step().is_ok()) {
+                    world.store.calm();
+                    census.take_if(|(whose, _)| *whose == at);
+                    let disk = host.disk.after_kill();
+                    host.reopen(disk);
+                }
+            }
             _ => drop(host.step()),
         }
         let host = &mut world.hosts[at];
@@ -547,60 +557,4 @@ fn history(seed: u64) -> (u64, u64, u64) {
     }
     end(&mut world, seed, &mut deleted);
     (steps, deleted, swept)
-}
-
-/// All hosts come to rest, a sweep finds the rest; then every volume is deleted, and nothing stays.
-fn end(world: &mut World, seed: u64, deleted: &mut u64) {
-    let context = format!("seed {seed} at the end");
-    world.quiesce(&context);
-    world.pass(25 * 60 * MINUTE);
-    world.quiesce(&context);
-    world.sweep();
-    let report = observe(&world.store, &context);
-    assert_eq!(report.orphans, 0, "{context}: {} bytes leaked", report.orphan_bytes);
-    for host in &mut world.hosts {
-        let ids = host.pool.volumes();
-        let names: Vec<String> = ids.iter().map(|id| host.pool.volume_info(*id).unwrap().name).collect();
-        let mut lost = false;
-        for name in &names {
-            let status = host.pool.remote_status(host.id(name)).unwrap();
-            lost |= status.standing != Standing::Owned;
-            if status.standing == Standing::Owned {
-                let found = host.contents(name, None);
-                assert!(found.is_ok(), "{context} {name} {status:?}: {:?}", found.err());
-            }
-        }
-        // A fork that stays local goes before its origin.
-        let mut left = names.clone();
-        while !left.is_empty() {
-            let before = left.len();
-            left.retain(|name| {
-                host.pool.delete_volume(host.id(name)).map(|job| host.pool.finish(job).unwrap()).is_err()
-            });
-            assert!(left.len() < before, "{context}: {left:?} cannot be deleted");
-        }
-        let check = host.pool.check().unwrap();
-        assert!(lost || check.problems.is_empty(), "{context}: {:?}", check.problems);
-    }
-    world.quiesce(&context);
-    // Volumes that nobody has: detached, abandoned, or lost with a host's disk.
-    for name in volumes_in(&world.store) {
-        let seen = list_volumes(&world.store.observer()).unwrap().remove(&name);
-        world.hosts[0].attach(&name, true).unwrap();
-        world.hosts[0].sync();
-        if let Err(e) = world.hosts[0].contents(&name, None) {
-            panic!("{context}: {name} {seen:?}: {e}");
-        }
-        world.hosts[0].delete(&name);
-    }
-    world.quiesce(&context);
-    world.pass(25 * 60 * MINUTE);
-    world.quiesce(&context);
-    world.sweep();
-    world.pass(25 * 60 * MINUTE);
-    world.sweep();
-    let left: Vec<String> = world.store.keys().into_iter().filter(|key| !key.starts_with("volumes/")).collect();
-    assert_eq!(left, ["sweeps/last"], "{context}");
-    assert!(bytes_under(&world.store, "volumes/") < 300 * world.store.keys().len(), "{context}");
-    *deleted += world.hosts.iter().map(|host| host.pool.object_cleaning().deleted).sum::<u64>();
 }

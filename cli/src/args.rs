@@ -258,14 +258,20 @@ pub enum VolumeVerb {
     },
     /// Change what a volume's flushes wait for
     #[command(
-        after_help = "Examples:\n  cairn volume set disk --durability remote        a flush waits for the object store\n  cairn volume set disk --durability bounded=500   for it to be at most 500 ms behind\n  cairn volume set disk --durability local         for the local disk (default)"
+        after_help = "Examples:\n  cairn volume set disk --durability remote        a flush waits for the object store\n  cairn volume set disk --durability bounded=500   for it to be at most 500 ms behind\n  cairn volume set disk --durability local         for the local disk (default)\n  cairn volume set disk --read-only on             nobody can change it; forks of it can be written"
     )]
     Set {
         /// The volume
         name: String,
         /// local, remote or bounded=MILLISECONDS
-        #[arg(long, value_name = "MODE")]
-        durability: String,
+        #[arg(long, value_name = "MODE", required_unless_present = "read_only")]
+        durability: Option<String>,
+        /// on or off: whether its data can be changed by nobody
+        #[arg(long, value_name = "on|off", value_parser = switch)]
+        read_only: Option<bool>,
+        /// Disconnect clients that have it open, when it becomes read-only
+        #[arg(long)]
+        force: bool,
     },
     /// Wait until everything of a volume is in the object store
     Sync {
@@ -274,7 +280,7 @@ pub enum VolumeVerb {
     },
     /// Take a volume over from the object store: its blocks come when they are read
     #[command(
-        after_help = "Examples:\n  cairn volume attach disk               a volume that was detached elsewhere\n  cairn volume attach disk --takeover    the host that had it is lost\n\nWith --takeover the other host, if it lives, stops serving the volume; what it has not uploaded is lost."
+        after_help = "Examples:\n  cairn volume attach disk               a volume that was detached elsewhere\n  cairn volume attach disk --takeover    the host that had it is lost\n  cairn volume attach disk --read-only   look at it, as disk-ro; the host that has it goes on\n  cairn volume attach disk --as mine     write to a fork of it; the host that has it goes on\n\nWith --takeover the other host, if it lives, stops serving the volume; what it has not uploaded is lost.\nWith --read-only and --as it is forked: the new volume begins as what had been uploaded at that moment, with all checkpoints, and does not follow the other one. Delete it and attach again to see what came later."
     )]
     Attach {
         /// Its name in the object store
@@ -282,6 +288,12 @@ pub enum VolumeVerb {
         /// Although another pool has it
         #[arg(long)]
         takeover: bool,
+        /// Only to look at it, where another pool may have it: as NAME-ro, or as what --as says
+        #[arg(long, conflicts_with = "takeover")]
+        read_only: bool,
+        /// As a fork of this name, where another pool may have it
+        #[arg(long = "as", value_name = "NEW", conflicts_with = "takeover")]
+        new: Option<String>,
     },
     /// Let a volume go: all of it is put into the object store, and another host can attach it
     Detach {
@@ -462,6 +474,14 @@ pub fn parse_size(text: &str) -> Option<u64> {
         _ => return None,
     };
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("say on or off".to_owned()),
+    }
 }
 
 #[cfg(test)]

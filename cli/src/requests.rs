@@ -79,8 +79,9 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         Verb::Volume(VolumeVerb::Sync { name }) => {
             return wait_for_store(&folder, &json!({"op": "volume.sync", "volume": name}), "sync", cli.json);
         }
-        Verb::Volume(VolumeVerb::Attach { name, takeover }) => {
-            let request = json!({"op": "volume.attach", "volume": name, "takeover": takeover});
+        Verb::Volume(VolumeVerb::Attach { name, takeover, read_only, new }) => {
+            let request =
+                json!({"op": "volume.attach", "volume": name, "takeover": takeover, "read_only": read_only, "as": new});
             return wait_for_store(&folder, &request, "attach", cli.json);
         }
         Verb::Volume(VolumeVerb::Detach { name, force }) => {
@@ -138,7 +139,9 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
             json!({"op": "volume.resize", "volume": name, "size_bytes": size, "shrink": shrink, "force": force})
         }
         VolumeVerb::Delete { name, force, .. } => json!({"op": "volume.delete", "volume": name, "force": force}),
-        VolumeVerb::Set { name, durability } => json!({"op": "volume.set", "volume": name, "durability": durability}),
+        VolumeVerb::Set { name, durability, read_only, force } => {
+            json!({"op": "volume.set", "volume": name, "durability": durability, "read_only": read_only, "force": force})
+        }
         VolumeVerb::Import { .. }
         | VolumeVerb::Export { .. }
         | VolumeVerb::Sync { .. }

@@ -167,6 +167,7 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
         "size_bytes": info.size,
         "create_time": timestamp(info.created_us),
         "durability": info.durability.to_string(),
+        "read_only": info.read_only,
         "checkpoints": info.checkpoints,
         "parent": info.parent.as_ref().map(|(volume, name)| format!("{volume}@{name}")),
     });
@@ -193,6 +194,19 @@ fn describe_volume(pool: &mut Pool, id: VolumeId, usage: bool) -> Result<Value> 
         }
     }
     Ok(out)
+}
+
+/// What a request may say under `key`; null is not saying it.
+fn asked<'a, T>(request: &'a Value, key: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+    match request.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => read(value).map(Some).ok_or_else(|| invalid(format!("{key} is not what it should be: {value}"))),
+    }
+}
+
+fn parse_durability(mode: &str) -> Result<Durability> {
+    Durability::parse(mode)
+        .ok_or_else(|| invalid(format!("{mode:?} is not a durability: use local, remote, or bounded=MILLISECONDS")))
 }
 
 /// A volume, without its space.
@@ -266,12 +280,14 @@ fn named(pool: &Pool, request: &Value) -> Result<(VolumeId, CheckpointName)> {
 /// What `request` takes away from clients, or why it cannot be carried out.
 pub fn takes_away(pool: &Pool, request: &Value) -> Result<Option<Taken>> {
     let op = text(request, "op")?;
-    if !matches!(op, "restore" | "volume.delete" | "volume.resize" | "checkpoint.delete") {
+    let set_read_only = op == "volume.set" && is_set(request, "read_only");
+    if !set_read_only && !matches!(op, "restore" | "volume.delete" | "volume.resize" | "checkpoint.delete") {
         return Ok(None);
     }
     let taken = |volume, part| Ok(Some(Taken { volume, part }));
     match op {
         "restore" => taken(named(pool, request)?.0, Part::Head),
+        "volume.set" => taken(volume(pool, request)?, Part::Head),
         "checkpoint.delete" => named(pool, request).and_then(|(id, name)| taken(id, Part::Checkpoint(name))),
         "volume.resize" => {
             let id = volume(pool, request)?;
@@ -318,11 +334,11 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
         }
         "volume.set" => {
             let id = volume(pool, request)?;
-            let mode = text(request, "durability")?;
-            let durability = Durability::parse(mode).ok_or_else(|| {
-                invalid(format!("{mode:?} is not a durability: use local, remote, or bounded=MILLISECONDS"))
-            })?;
-            let job = pool.set_durability(id, durability)?;
+            let durability = asked(request, "durability", Value::as_str)?.map(parse_durability).transpose()?;
+            let read_only = asked(request, "read_only", Value::as_bool)?;
+            let first = durability.map(|durability| pool.set_durability(id, durability)).transpose()?;
+            let second = read_only.map(|read_only| pool.set_read_only(id, read_only)).transpose()?;
+            let job = second.or(first).ok_or_else(|| invalid("say what to set: durability or read_only"))?;
             Ok(Outcome::after(describe_volume(pool, id, false)?, job))
         }
         "volume.attach" | "volume.detach" | "volume.sync" | "volume.delete_abandoned" => {

@@ -52,11 +52,12 @@ impl Exports for PoolExports<'_> {
         let name = only.unwrap_or_else(|| name.to_owned());
         let view = resolve(self.0, &name).map_err(|e| OpenError(e.to_string()))?;
         let size = self.0.view_size(view).map_err(|e| OpenError(e.to_string()))?;
+        let is_kept = self.0.volume_info(view.volume).is_ok_and(|info| info.read_only);
         let description = match view.checkpoint {
             None => "Cairn volume".to_owned(),
             Some(checkpoint) => format!("Cairn checkpoint {checkpoint}"),
         };
-        Ok(ExportInfo { name, size, read_only: view.checkpoint.is_some(), description })
+        Ok(ExportInfo { name, size, read_only: view.checkpoint.is_some() || is_kept, description })
     }
 
     fn has_checkpoint(&mut self, export: &str, checkpoint: &str) -> bool {

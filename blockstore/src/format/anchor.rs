@@ -23,6 +23,8 @@ const LEVEL_MAX: u8 = 7;
 
 /// From this version on an anchor says what volumes descend from.
 const KNOWS_ORIGINS: u16 = 3;
+/// From this one on, which of them cannot be changed.
+const KNOWS_READ_ONLY: u16 = 4;
 /// Flags of a segment that is not in the pool's folder.
 const IN_STORE: u8 = 32;
 const IMPORTED: u8 = 64;
@@ -39,6 +41,7 @@ pub struct VolumeEntry {
     pub next_auto: u32,
     pub origins: Vec<VolumeId>,
     pub durability: Durability,
+    pub read_only: bool,
 }
 
 /// A stream's end in an anchor.
@@ -150,6 +153,7 @@ impl Anchor {
             out.put_u32(v.origins.len() as u32);
             v.origins.iter().for_each(|origin| out.put_u64(origin.0));
             out.put_u32(v.durability.bits());
+            out.put_u8(u8::from(v.read_only));
         }
         out.put_u32(self.streams.len() as u32);
         for s in &self.streams {
@@ -245,6 +249,7 @@ impl Anchor {
                 next_auto: r.u32()?,
                 origins: if version < KNOWS_ORIGINS { Vec::new() } else { origins(r)? },
                 durability: Durability::of_bits(if version < KNOWS_ORIGINS { 0 } else { r.u32()? }),
+                read_only: version >= KNOWS_READ_ONLY && r.flag()?,
             });
         }
         for _ in 0..r.u32()? {

@@ -92,6 +92,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("fork", Record::Fork { from: Some(V3), id, name: name(), time_us: TIME }),
         ("fork-of-head", Record::Fork { from: None, id, name: name(), time_us: TIME }),
         ("set-durability", Record::SetDurability { durability: Durability::Bounded { ms: 500 } }),
+        ("set-read-only", Record::SetReadOnly { read_only: true }),
     ]
 }
 
@@ -172,6 +173,7 @@ fn anchor() -> Anchor {
             next_auto: 2,
             origins: vec![VolumeId(4), VolumeId(8)],
             durability: Durability::Bounded { ms: 500 },
+            read_only: true,
         }],
         streams: vec![
             StreamEntry { volume: VolumeId(0), sequence: 1, open: None, previous_crc: 0x0102_0304 },
@@ -239,6 +241,7 @@ fn manifest() -> Manifest {
         next_checkpoint: 4,
         next_auto: 2,
         durability: Durability::Remote,
+        read_only: true,
         next_segment: 0x0300,
         predecessors: vec![(*b"another pool's!!", VolumeId(2))],
         roots,
@@ -336,7 +339,8 @@ fn the_decoders_read_what_the_document_shows() {
     }
     assert_eq!(Anchor::decode(&shown("anchor-copy").repeat(2)).unwrap(), anchor());
     assert_eq!(Directory::decode(shown("object-directory"), &object_id()).unwrap(), object_directory());
-    let old = Manifest { origins: origins(Renumbering::by_distance(1).unwrap()), ..manifest() };
+    let old = origins(Renumbering::by_distance(1).unwrap());
+    let old = Manifest { origins: old, read_only: false, ..manifest() };
     assert_eq!(Manifest::from_body(shown("manifest-body-of-version-1"), 1).unwrap(), old);
     assert_eq!(Manifest::from_body(shown("manifest-body"), super::MANIFEST_VERSION).unwrap(), manifest());
     assert_eq!(Manifest::decode(shown("manifest"), &manifest_key("disk", 12)).unwrap(), manifest());
@@ -418,17 +422,24 @@ fn every_flipped_byte_is_noticed() {
 /// Anchors of every version so far are read; a newer one is refused as what it is.
 #[test]
 fn an_anchor_says_which_version_it_needs() {
-    // Before version 3 an anchor did not say what its volumes descend from.
-    let mut old = anchor();
-    old.volumes[0].origins.clear();
-    old.volumes[0].durability = Durability::Local;
-    let of_version = |version: u8| {
-        let mut copy = if version < 3 { old.encode() } else { anchor().encode() };
-        copy.truncate(copy.len() / 2);
+    // Before version 3 an anchor did not say what its volumes descend from, before version 4 not which are read-only.
+    let expected = |version: u8| {
+        let mut old = anchor();
+        old.volumes[0].read_only &= version >= 4;
         if version < 3 {
+            old.volumes[0].origins.clear();
+            old.volumes[0].durability = Durability::Local;
+        }
+        old
+    };
+    let of_version = |version: u8| {
+        let mut copy = expected(version).encode();
+        copy.truncate(copy.len() / 2);
+        if version < 4 {
             let counters = [4, 0, 0, 0, 2, 0, 0, 0];
-            let at = copy.windows(8).position(|bytes| bytes == counters).unwrap() + 8;
-            copy.drain(at..at + 8);
+            let origins = copy.windows(8).position(|bytes| bytes == counters).unwrap() + 8;
+            let unknown = if version < 3 { origins..origins + 9 } else { origins + 24..origins + 25 };
+            copy.drain(unknown);
             let body = copy.len() as u64 - 24;
             copy[16..24].copy_from_slice(&body.to_le_bytes());
         }
@@ -436,9 +447,8 @@ fn an_anchor_says_which_version_it_needs() {
         super::codec::seal_checksum(&mut copy, 12);
         Anchor::decode(&copy.repeat(2))
     };
-    for version in 1..=super::ANCHOR_VERSION {
-        let expected = if version < 3 { old.clone() } else { anchor() };
-        assert_eq!(of_version(version as u8).unwrap(), expected, "version {version}");
+    for version in 1..=super::ANCHOR_VERSION as u8 {
+        assert_eq!(of_version(version).unwrap(), expected(version), "version {version}");
     }
     for version in [0, super::ANCHOR_VERSION as u8 + 1] {
         let e = of_version(version).unwrap_err();

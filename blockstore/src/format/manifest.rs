@@ -28,6 +28,8 @@ const MAGIC: &[u8; 8] = b"CAIRNMF\n";
 const CRC_AT: usize = 12;
 const HEADER: usize = 24;
 const ZSTD_LEVEL: i32 = 1;
+/// From this version on a manifest says whether the volume can be changed.
+const KNOWS_READ_ONLY: u16 = 2;
 
 /// What a volume is in the object store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +112,8 @@ pub struct Manifest {
     pub next_auto: u32,
     /// What its flushes wait for.
     pub durability: Durability,
+    /// Whether its head can be changed by nobody.
+    pub read_only: bool,
     /// No number of a segment in it, nor in its map pages, reaches this.
     pub next_segment: u32,
     /// Whose it was before, and under which number there; the last is the latest.
@@ -187,6 +191,7 @@ impl Manifest {
         out.put_u32(self.next_checkpoint);
         out.put_u32(self.next_auto);
         out.put_u32(self.durability.bits());
+        out.put_u8(u8::from(self.read_only));
         out.put_u32(self.next_segment);
         out.put_u32(self.predecessors.len() as u32);
         for (pool, volume) in &self.predecessors {
@@ -302,6 +307,7 @@ impl Manifest {
             next_checkpoint: r.u32()?,
             next_auto: r.u32()?,
             durability: Durability::of_bits(r.u32()?),
+            read_only: version >= KNOWS_READ_ONLY && r.flag()?,
             next_segment: r.u32()?,
             predecessors: predecessors(r)?,
             roots: Vec::new(),
@@ -437,6 +443,7 @@ mod tests {
             next_checkpoint: 1,
             next_auto: 1,
             durability: Durability::Local,
+            read_only: false,
             next_segment: 10,
             predecessors: vec![([8; 16], VolumeId(2))],
             roots: vec![root],

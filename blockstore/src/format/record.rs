@@ -28,6 +28,8 @@ pub enum Record {
     Fork { from: Option<CheckpointName>, id: VolumeId, name: String, time_us: u64 },
     /// What a flush of the volume waits for changes.
     SetDurability { durability: Durability },
+    /// Whether the head can be changed.
+    SetReadOnly { read_only: bool },
 }
 
 fn put_checkpoint(out: &mut Vec<u8>, name: CheckpointName) {
@@ -51,6 +53,12 @@ impl Record {
     /// Whether other logs build on it: what they hold means nothing without it.
     pub fn is_structural(&self) -> bool {
         matches!(self, Record::CreateVolume { .. } | Record::DeleteVolume { .. } | Record::Fork { .. })
+    }
+
+    /// Whether it changes what the volume's head shows.
+    pub fn changes_head(&self) -> bool {
+        use Record::{Resize, Restore, Trim, Write};
+        matches!(self, Write { .. } | Trim { .. } | Resize { .. } | Restore { .. })
     }
 
     /// Appends the record's bytes.
@@ -109,6 +117,10 @@ impl Record {
                 out.put_u8(10);
                 out.put_u32(durability.bits());
             }
+            Record::SetReadOnly { read_only } => {
+                out.put_u8(11);
+                out.put_u8(u8::from(*read_only));
+            }
         }
     }
 
@@ -130,6 +142,7 @@ impl Record {
                 Record::Fork { from: has_from.then_some(from), id, name: r.text()?, time_us: r.u64()? }
             }
             10 => Record::SetDurability { durability: Durability::of_bits(r.u32()?) },
+            11 => Record::SetReadOnly { read_only: r.flag()? },
             other => return Err(Error::corrupt(format!("record kind {other} is unknown"))),
         })
     }

@@ -7,13 +7,11 @@
 //!   * the maker's segments get numbers of their own here, which are put into map pages when those are read. Two volumes
 //!     that share blocks there share none here.
 
-use super::claim::{newer_than, newest_manifest};
+use super::attach_job::{AttachJob, Attachment};
 use super::lease::TAKEOVER_WAIT_US;
-use super::pins::{makers, pin};
-use super::tier::hex;
+use super::pins::makers;
 use super::tier::Farewell;
-use super::upload::{put_manifest, Verdict};
-use super::{Chain, ObjectStore, ObjectTier, Standing};
+use super::{Chain, Standing};
 use crate::checkpoint::Root;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::anchor::RootKind;
@@ -26,154 +24,12 @@ use crate::format::segment::{Place, SegmentKind, BITMAP_WORDS};
 use crate::limits::{SEGMENT_BITS, SEGMENT_SLOTS};
 use crate::map::{MapRoot, Ref, Target};
 use crate::pool::{Pool, Volume, POOL_STREAM};
-use crate::space::{fetch_directory, Segment};
+use crate::space::Segment;
 use crate::types::{Durability, Lsn, RootId, SegmentId, SlotAddr, VolumeId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// How often a volume may change while it is being pinned.
-const PIN_TRIES: usize = 8;
-
-/// A volume that now belongs to this pool.
-struct Attachment {
-    manifest: Manifest,
-    /// A host had it that may not know yet that it lost it.
-    taken: bool,
-    /// Batches behind its anchor: segment, batch.
-    tail: Vec<(SegmentId, BatchEntry)>,
-}
-
-/// Finds a volume in the object store and claims it; runs on any thread.
-pub struct AttachJob {
-    tier: ObjectTier,
-    pool: [u8; 16],
-    pool_epoch: u64,
-    time_us: u64,
-    name: String,
-    takeover: bool,
-    found: Mutex<Option<Attachment>>,
-}
-
-impl AttachJob {
-    /// Asks the store and claims the volume; blocks.
-    pub fn run(&self) -> Result<()> {
-        let store = &*self.tier.store;
-        let newest = self.pinned_newest()?;
-        // A claim of our own may be of this moment: its maker may not know of it yet.
-        let taken = newest.tenure == Tenure::Owned && newest.maker != self.pool;
-        let tail = self.tail(&newest)?;
-        let mut nonce = [0; 16];
-        self.tier.entropy.fill(&mut nonce);
-        let mut predecessors = newest.predecessors.clone();
-        predecessors.push((newest.maker, newest.volume));
-        // The maker's own words, so that they hold by themselves until this pool has something to say.
-        let claim = Manifest {
-            number: newest.number + 1,
-            epoch: newest.epoch + 1,
-            nonce,
-            tenure: Tenure::Owned,
-            pool: self.pool,
-            pool_epoch: self.pool_epoch,
-            time_us: self.time_us,
-            predecessors,
-            ..newest
-        };
-        let mut verdict = put_manifest(store, claim, &[])?;
-        if let Verdict::Written(manifest) = &verdict {
-            // Who was held for long may have claimed what others gave up long ago.
-            if let Some(newer) = newer_than(store, &self.name, manifest.number)? {
-                verdict = Verdict::Lost(Box::new(newer));
-            }
-        }
-        match verdict {
-            Verdict::Written(manifest) => {
-                let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-                *found = Some(Attachment { manifest: *manifest, taken, tail });
-                Ok(())
-            }
-            Verdict::Earlier(_) | Verdict::Lost(_) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("somebody else wrote a manifest of {:?} at the same moment: try again", self.name),
-            )),
-        }
-    }
-
-    /// The newest manifest, if this pool may have the volume.
-    fn newest(&self) -> Result<Manifest> {
-        let newest = newest_manifest(&*self.tier.store, &self.name)?;
-        let Some(newest) = newest.filter(|manifest| manifest.tenure != Tenure::Deleted) else {
-            let text =
-                format!("there is no volume {:?} in the object store: see cairn volume list --object-store", self.name);
-            return Err(Error::new(ErrorKind::NotFound, text));
-        };
-        if newest.tenure == Tenure::Owned && newest.pool != self.pool && !self.takeover {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "volume {:?} belongs to pool {}: detach it there, or, if that host is lost, use --takeover; what it \
-                     has not uploaded yet is lost then",
-                    self.name,
-                    hex(&newest.pool)
-                ),
-            ));
-        }
-        Ok(newest)
-    }
-
-    /// The newest manifest, read when the pins for all that it names were in place.
-    fn pinned_newest(&self) -> Result<Manifest> {
-        let mut newest = self.newest()?;
-        for _ in 0..PIN_TRIES {
-            let number = newest.number;
-            pin(&*self.tier.store, &makers(&newest), &self.pool, &self.name, number, self.time_us)?;
-            newest = self.newest()?;
-            if newest.number == number {
-                return Ok(newest);
-            }
-        }
-        let text = format!("{:?} is being written: try again, or detach it where it is", self.name);
-        Err(Error::new(ErrorKind::Busy, text))
-    }
-
-    fn tail(&self, manifest: &Manifest) -> Result<Vec<(SegmentId, BatchEntry)>> {
-        let store: &dyn ObjectStore = &*self.tier.store;
-        let mut tail = Vec::new();
-        for object in &manifest.tail {
-            let info = manifest.objects.get(object).copied();
-            let info = info.ok_or_else(|| Error::corrupt(format!("the manifest does not list {}", object.key())))?;
-            for range in fetch_directory(store, object, &info)?.ranges {
-                let own = manifest.segments.get(&range.segment).is_some_and(|s| s.volume == manifest.volume);
-                let behind = |batch: &BatchEntry| (manifest.anchor_lsn..manifest.cut).contains(&batch.first_lsn);
-                if own {
-                    tail.extend(range.batches.into_iter().filter(behind).map(|batch| (range.segment, batch)));
-                }
-            }
-        }
-        tail.sort_by_key(|(_, batch)| batch.first_lsn);
-        Ok(tail)
-    }
-}
+use std::sync::Arc;
 
 impl Pool {
-    /// Prepares taking a volume over; run the job, then [`Pool::attached`].
-    pub fn attach_job(&self, name: &str, takeover: bool) -> Result<AttachJob> {
-        self.writable()?;
-        let tier = self
-            .tier
-            .as_ref()
-            .ok_or_else(|| Error::invalid("the pool has no object store: start the daemon with --object-store URL"))?;
-        self.check_new_name(name)?;
-        Ok(AttachJob {
-            tier: tier.config.clone(),
-            pool: self.pool_id,
-            pool_epoch: self.epoch,
-            time_us: self.clock.now_us(),
-            name: name.to_owned(),
-            takeover,
-            found: Mutex::default(),
-        })
-    }
-
     /// Makes the volume of a job that succeeded. It exists once the next anchor is durable
     /// ([`Pool::begin_anchor`]): nothing may be promised for it before.
     pub fn attached(&mut self, job: AttachJob) -> Result<VolumeId> {
@@ -181,9 +37,8 @@ impl Pool {
     }
 
     fn make_attached(&mut self, job: AttachJob) -> Result<VolumeId> {
-        let found = job.found.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Attachment { manifest, taken, tail } =
-            found.ok_or_else(|| Error::invalid("the volume was not claimed: run the job first"))?;
+            job.take().ok_or_else(|| Error::invalid("the volume was not claimed: run the job first"))?;
         self.check_new_name(&manifest.name)?;
         // Its checkpoints' cuts stand in the maker's numbers: what is new here is later than all of them.
         self.next_lsn = Lsn(self.next_lsn.max(manifest.cut).0 + 1);
@@ -200,6 +55,7 @@ impl Pool {
             next_auto: manifest.next_auto,
             origins: Vec::new(),
             durability: manifest.durability,
+            read_only: manifest.read_only,
         };
         for (root, entry) in self.roots.iter().filter(|(_, root)| root.volume == id) {
             if let RootKind::Checkpoint { name, .. } = &entry.kind {
@@ -427,6 +283,7 @@ pub(crate) fn nothing(name: &str, id: VolumeId, epoch: u64, pool: [u8; 16]) -> M
         next_checkpoint: 1,
         next_auto: 1,
         durability: Durability::Local,
+        read_only: false,
         next_segment: 0,
         predecessors: Vec::new(),
         roots: Vec::new(),

@@ -5,6 +5,7 @@
 
 mod abandoned;
 mod attach;
+mod attach_job;
 mod bucket;
 mod claim;
 mod clean;
@@ -27,7 +28,7 @@ mod upload;
 mod worn;
 
 pub use crate::format::manifest::Tenure;
-pub use attach::AttachJob;
+pub use attach_job::AttachJob;
 pub use bucket::{check_bucket, BucketReport, VolumeBytes};
 pub use claim::{newest_manifest, ClaimJob};
 pub use clean::{CleanJob, ObjectCleaning};

@@ -307,6 +307,7 @@ impl UploadJob {
             next_checkpoint: entry.next_checkpoint,
             next_auto: entry.next_auto,
             durability: entry.durability,
+            read_only: entry.read_only,
             next_segment: self.next_segment,
             predecessors: chapter.predecessors.clone(),
             roots: roots_of(&self.anchor, chapter.volume),

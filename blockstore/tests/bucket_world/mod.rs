@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, ObjectTier, Tenure};
+use blockstore::object::{check_bucket, list_volumes, sweep, BucketReport, ObjectTier, Standing, Tenure};
 use blockstore::testing::{sim_tier, Rng, SimClock, SimDisk, SimStore};
 use blockstore::{Census, CheckpointName, Cleaning, Pool, PoolOptions, VolumeId};
 use std::sync::Arc;
@@ -100,6 +100,15 @@ impl Host {
         while self.step().unwrap() {}
     }
 
+    /// Forks a volume that is another host's.
+    pub fn fork_from(&mut self, volume: &str, new: &str, read_only: bool) -> blockstore::Result<VolumeId> {
+        let job = self.pool.fork_job(volume, new, read_only)?;
+        job.run()?;
+        let id = self.pool.attached(job)?;
+        self.pool.anchor(Cleaning::Busy)?;
+        Ok(id)
+    }
+
     pub fn attach(&mut self, volume: &str, takeover: bool) -> blockstore::Result<VolumeId> {
         let job = self.pool.attach_job(volume, takeover)?;
         job.run()?;
@@ -176,4 +185,60 @@ impl World {
         use blockstore::Clock;
         sweep(&self.store.observer(), self.clock.now_us(), 24 * 60 * MINUTE, false).unwrap()
     }
+}
+
+/// All hosts come to rest, a sweep finds the rest; then every volume is deleted, and nothing stays.
+pub fn end(world: &mut World, seed: u64, deleted: &mut u64) {
+    let context = format!("seed {seed} at the end");
+    world.quiesce(&context);
+    world.pass(25 * 60 * MINUTE);
+    world.quiesce(&context);
+    world.sweep();
+    let report = observe(&world.store, &context);
+    assert_eq!(report.orphans, 0, "{context}: {} bytes leaked", report.orphan_bytes);
+    for host in &mut world.hosts {
+        let ids = host.pool.volumes();
+        let names: Vec<String> = ids.iter().map(|id| host.pool.volume_info(*id).unwrap().name).collect();
+        let mut lost = false;
+        for name in &names {
+            let status = host.pool.remote_status(host.id(name)).unwrap();
+            lost |= status.standing != Standing::Owned;
+            if status.standing == Standing::Owned {
+                let found = host.contents(name, None);
+                assert!(found.is_ok(), "{context} {name} {status:?}: {:?}", found.err());
+            }
+        }
+        // A fork that stays local goes before its origin.
+        let mut left = names.clone();
+        while !left.is_empty() {
+            let before = left.len();
+            left.retain(|name| {
+                host.pool.delete_volume(host.id(name)).map(|job| host.pool.finish(job).unwrap()).is_err()
+            });
+            assert!(left.len() < before, "{context}: {left:?} cannot be deleted");
+        }
+        let check = host.pool.check().unwrap();
+        assert!(lost || check.problems.is_empty(), "{context}: {:?}", check.problems);
+    }
+    world.quiesce(&context);
+    // Volumes that nobody has: detached, abandoned, or lost with a host's disk.
+    for name in volumes_in(&world.store) {
+        let seen = list_volumes(&world.store.observer()).unwrap().remove(&name);
+        world.hosts[0].attach(&name, true).unwrap();
+        world.hosts[0].sync();
+        if let Err(e) = world.hosts[0].contents(&name, None) {
+            panic!("{context}: {name} {seen:?}: {e}");
+        }
+        world.hosts[0].delete(&name);
+    }
+    world.quiesce(&context);
+    world.pass(25 * 60 * MINUTE);
+    world.quiesce(&context);
+    world.sweep();
+    world.pass(25 * 60 * MINUTE);
+    world.sweep();
+    let left: Vec<String> = world.store.keys().into_iter().filter(|key| !key.starts_with("volumes/")).collect();
+    assert_eq!(left, ["sweeps/last"], "{context}");
+    assert!(bytes_under(&world.store, "volumes/") < 300 * world.store.keys().len(), "{context}");
+    *deleted += world.hosts.iter().map(|host| host.pool.object_cleaning().deleted).sum::<u64>();
 }

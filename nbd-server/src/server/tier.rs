@@ -410,7 +410,12 @@ impl Server {
     }
 
     fn begin_attach(&mut self, token: u64, request: &Value) -> Result<()> {
-        let job = self.pool.attach_job(text(request, "volume")?, control::is_set(request, "takeover"))?;
+        let (name, read_only) = (text(request, "volume")?, control::is_set(request, "read_only"));
+        let job = match request.get("as").and_then(Value::as_str) {
+            Some(new) => self.pool.fork_job(name, new, read_only)?,
+            None if read_only => self.pool.fork_job(name, &format!("{name}-ro"), true)?,
+            None => self.pool.attach_job(name, control::is_set(request, "takeover"))?,
+        };
         info!(%request, "attaching a volume");
         self.workers.submit(Job::Attach(token, Box::new(job)));
         Ok(())
