@@ -158,6 +158,7 @@ impl ObjectStore for Gated {
 /// A volume that was written between its newest manifest and the fork's is asked again; one that never rests is let be,
 /// and nothing of the fork stays.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the job runs while its owner goes on")]
 fn a_fork_of_what_is_being_written_names_nothing_old() {
     for times in [0, 3, 100] {
         let (mut world, _) = world(34);
