@@ -15,6 +15,8 @@ use std::time::Duration;
 
 /// Where programs are looked for, unless the host says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The program that stands for the agent itself.
+const OWN: &str = "cairn-agent";
 /// How long a command may take to end after it was hung up on.
 const HANG_UP: Duration = Duration::from_secs(2);
 
@@ -50,7 +52,9 @@ fn command(exec: &Exec) -> io::Result<Command> {
     let mut words = exec.argv.iter().map(|word| OsStr::from_bytes(word));
     let program = words.next().filter(|program| !program.is_empty());
     let program = program.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command was given"))?;
-    let mut command = Command::new(program);
+    // The agent itself, wherever the image has it.
+    let own = (program == OWN).then(std::env::current_exe).transpose()?;
+    let mut command = Command::new(own.as_deref().map_or(program, |path| path.as_os_str()));
     command.args(words).env_clear().env("PATH", PATH).env("HOME", "/root").env("USER", "root");
     if exec.tty.is_some() {
         command.env("TERM", "xterm-256color");

@@ -14,6 +14,8 @@ mod ports;
 mod session;
 mod sys;
 mod system;
+mod verbs;
 
 pub use ports::run;
 pub use session::serve;
+pub use verbs::carry_out;

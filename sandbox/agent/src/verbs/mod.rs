@@ -1,0 +1,79 @@
+//! What the host has done in the guest by running the agent as a command: `cairn-agent fs …`, `proxy`, `ports`.
+//!
+//! Such a command is a process like any other: it has the rights of whoever it was started as, its output is taken as
+//! fast as the host takes it, and it ends with its connection. Answers are JSON on standard output, an error is
+//! one line of JSON on standard error and exit status 1.
+
+mod entry;
+mod fs;
+mod ports;
+mod proxy;
+
+use serde_json::json;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Why a verb failed.
+pub(crate) struct Failure {
+    error: io::Error,
+    path: String,
+}
+
+impl Failure {
+    pub(crate) fn of(path: &std::path::Path) -> impl Fn(io::Error) -> Self + '_ {
+        move |error| Self { error, path: path.to_string_lossy().into_owned() }
+    }
+
+    /// The field's name for the reason.
+    fn code(&self) -> &'static str {
+        match self.error.raw_os_error() {
+            Some(libc::ENOENT) => "ENOENT",
+            Some(libc::EEXIST) => "EEXIST",
+            Some(libc::ENOTDIR) => "ENOTDIR",
+            Some(libc::EISDIR) => "EISDIR",
+            Some(libc::EACCES) => "EACCES",
+            Some(libc::EPERM) => "EPERM",
+            Some(libc::ENOTEMPTY) => "ENOTEMPTY",
+            Some(libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP) => "EINVAL",
+            Some(libc::ENOSPC | libc::EDQUOT) => "ENOSPC",
+            _ if self.error.kind() == io::ErrorKind::InvalidInput => "EINVAL",
+            _ => "EIO",
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self { error, path: String::new() }
+    }
+}
+
+fn usage() -> Failure {
+    io::Error::new(io::ErrorKind::InvalidInput, "the agent was not asked in a way that it understands").into()
+}
+
+/// Carries out the verb that the command line names.
+pub fn carry_out(args: &[String]) -> ExitCode {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["fs", rest @ ..] => fs::carry_out(rest),
+        ["proxy", host, port] => proxy::carry_out(host, port),
+        ["ports"] => ports::watch(),
+        _ => Err(usage()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (code, message) = (failure.code(), failure.error.to_string());
+            let _ = writeln!(io::stderr(), "{}", json!({"code": code, "error": message, "path": failure.path}));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes one line of JSON.
+pub(crate) fn tell(value: &serde_json::Value) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{value}")?;
+    Ok(out.flush()?)
+}
