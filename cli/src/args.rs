@@ -1,6 +1,6 @@
 //! The command line.
 
-use crate::guest_args::{ImageVerb, VmVerb};
+use crate::guest_args::{ImageVerb, TokenVerb, VmVerb};
 use crate::logging::{LogFormat, LogLevel};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -98,6 +98,23 @@ pub enum Verb {
     /// Images that machines start from
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Tokens for the sandbox API
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Serve the sandbox API beside a daemon, which does that by itself with --api
+    #[command(hide = true)]
+    ApiServer {
+        /// Where it listens
+        listen: std::net::SocketAddr,
+        /// What sandboxes are made from
+        image: String,
+        /// As the daemon's
+        #[arg(value_enum)]
+        log_level: LogLevel,
+        /// As the daemon's
+        #[arg(value_enum)]
+        log_format: LogFormat,
+    },
     /// Tell whether this machine can run guests, and how
     #[command(
         after_help = "What is found is kept until this machine is started again. CAIRN_ACCEL=kvm or CAIRN_ACCEL=tcg overrides it."
@@ -167,6 +184,12 @@ pub struct ServeArgs {
     /// Authorities whose clients are let in; without it every client that can connect is
     #[arg(long, value_name = "PEM", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Serve the sandbox API over HTTP, see cairn token
+    #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = sandbox_server::DEFAULT_LISTEN)]
+    pub api: Option<std::net::SocketAddr>,
+    /// What sandboxes are made from when their creator does not say: cairn image list
+    #[arg(long, default_value = sandbox_server::DEFAULT_IMAGE, value_name = "IMAGE", requires = "api")]
+    pub api_image: String,
     /// Show checkpoints as read-only folders at this folder, see cairn mount
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,

@@ -3,6 +3,33 @@
 use clap::Subcommand;
 use std::path::PathBuf;
 
+/// On tokens of the sandbox API.
+#[derive(Subcommand)]
+pub enum TokenVerb {
+    /// Make a token and print it: it is shown this once
+    #[command(
+        after_help = "Examples:\n  export CAIRN_TOKEN=$(cairn token create)\n  cairn token create --scope sandbox:web --expires 30d"
+    )]
+    Create {
+        /// What it is good for: org (everything of the organization) or sandbox:NAME
+        #[arg(long, default_value = "org")]
+        scope: String,
+        /// After so long it is good for nothing: 1h, 30d
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+        /// The organization, which has sandboxes of its own
+        #[arg(long, default_value = "local", value_name = "NAME")]
+        org: String,
+    },
+    /// Tokens that are good for something, without their secrets
+    List,
+    /// End a token at once
+    Revoke {
+        /// Its id, as list shows it: the third part of its text
+        id: String,
+    },
+}
+
 /// On machines.
 #[derive(Subcommand)]
 pub enum VmVerb {

@@ -4,7 +4,9 @@
 //! itself. Errors go to standard error, as JSON when answers are JSON. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or busy, 5 damaged,
 //! 6 no space.
 
+mod api;
 mod args;
+mod beside;
 mod bucket;
 mod client;
 mod export;
@@ -70,6 +72,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Verb::Serve(options) => serve::serve(cli, options),
         Verb::Vm(verb) => vm::vm(cli, verb),
         Verb::Image(verb) => vm::image(cli, verb),
+        Verb::Token(verb) => api::token(cli, verb),
+        Verb::ApiServer { listen, image, log_level, log_format } => {
+            logging::start(*log_level, *log_format);
+            api::serve(cli, *listen, image)
+        }
         Verb::Doctor => vm::doctor(cli),
         verb => requests::run(cli, verb),
     }

@@ -1,9 +1,10 @@
 //! `cairn serve`.
 
 use crate::args::{parse_size, Cli, ServeArgs};
+use crate::beside::Beside;
 use crate::client::Failure;
 use crate::logging;
-use crate::mount;
+use crate::{api, mount};
 use blockstore::disk::{Disk, OsDisk};
 use blockstore::object::ObjectTier;
 use blockstore::{Error, ErrorKind, PoolOptions};
@@ -71,7 +72,10 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
     let folder = crate::requests::pool_folder(cli)?;
     // What cannot be right is found before anything is made.
     let usage = |why: String| Failure::new("invalid", why);
-    let listen = args.nbd.iter().map(|text| Listen::parse(text)).collect::<Result<Vec<_>, _>>().map_err(usage)?;
+    let mut listen = args.nbd.iter().map(|text| Listen::parse(text)).collect::<Result<Vec<_>, _>>().map_err(usage)?;
+    if args.api.is_some() {
+        api::own_socket(&folder, &mut listen).map_err(usage)?;
+    }
     let tls = tls(args)?;
     Listen::check_all(&listen, tls.is_some()).map_err(usage)?;
     let map_cache = parse_size(&args.map_cache).filter(|size| MAP_CACHE.contains(size)).ok_or_else(|| {
@@ -129,8 +133,10 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
     )?;
     cache.into_iter().for_each(|cache| server.set_cache(cache));
     let mounted = args.mount.as_deref().map(|at| mount::serve_beside(&pool_folder, at)).transpose()?;
+    let api = args.api.map(|at| api::serve_beside(&pool_folder, at, args)).transpose()?;
     info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
     let outcome = server.run();
+    api.into_iter().for_each(Beside::end);
     mounted.into_iter().for_each(mount::Beside::end);
     Ok(outcome?)
 }

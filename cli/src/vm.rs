@@ -39,7 +39,8 @@ fn ms(begin: Instant) -> Value {
     json!((begin.elapsed().as_secs_f64() * 1e4).round() / 10.0)
 }
 
-fn machines(folder: &Path) -> Result<Machines, Failure> {
+/// The machines of a pool.
+pub fn machines(folder: &Path) -> Result<Machines, Failure> {
     let words = [std::env::current_exe()?, "--pool".into(), std::path::absolute(folder)?, "vm".into(), "keep".into()];
     Ok(Machines::of(folder, words.iter().map(|word| word.to_string_lossy().into_owned()).collect()))
 }

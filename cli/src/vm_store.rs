@@ -2,6 +2,7 @@
 
 use crate::client::{self, Failure, CONTROL};
 use crate::import;
+use sandbox_server::Pool;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use vmm_glue::{Disk, Error, Kind, Result, Store};
@@ -116,5 +117,17 @@ impl Store for Daemon {
             Error::new(Kind::Invalid, text)
         })?;
         Ok(Disk::Nbd { socket: socket.into(), export: volume.to_owned() })
+    }
+}
+
+impl Pool for Daemon {
+    fn checkpoints(&self, volume: &str) -> Result<Vec<Value>> {
+        let answer = self.ask(&json!({"op": "checkpoint.list", "volume": volume, "all": true}))?;
+        let Value::Array(all) = answer else { return Err(Error::failed("the daemon's answer is no list")) };
+        Ok(all)
+    }
+
+    fn checkpoint_info(&self, volume: &str, id: &str) -> Result<Value> {
+        self.ask(&json!({"op": "checkpoint.get", "volume": volume, "id": id}))
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Our crates, and those of ours that each may depend on.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("blockstore", &[]),
     ("nbd-server", &["blockstore"]),
     ("nbd-client", &[]),
@@ -16,7 +16,8 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("sandbox-protocol", &[]),
     ("cairn-agent", &["sandbox-protocol"]),
     ("vmm-glue", &["sandbox-protocol"]),
-    ("cairn", &["blockstore", "nbd-server", "nbd-client", "fs-inspect", "vmm-glue"]),
+    ("sandbox-server", &["sandbox-protocol", "vmm-glue"]),
+    ("cairn", &["blockstore", "nbd-server", "nbd-client", "fs-inspect", "sandbox-server", "vmm-glue"]),
     ("cairn-sim", &["blockstore"]),
 ];
 

@@ -88,10 +88,11 @@ class Daemon:
 
 
 @contextmanager
-def daemon(tcp=False):
-    """A running daemon on a fresh pool; both are gone at the end."""
+def daemon(tcp=False, more=()):
+    """A running daemon on a fresh pool, with `more` options; both are gone at the end."""
     with scratch() as folder:
         server = Daemon(folder, tcp)
+        server.more = list(more)
         server.start()
         try:
             yield server

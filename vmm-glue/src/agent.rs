@@ -42,6 +42,21 @@ pub enum ExecEnd {
     NotStarted(u32),
 }
 
+/// A command that was begun in a guest, for a caller that goes on with its frames itself.
+pub struct Begun {
+    /// Where its frames come from and go to.
+    pub stream: UnixStream,
+    /// What has come of them.
+    pub decoder: Decoder,
+    /// The port is its own while this lives.
+    pub port: Port,
+}
+
+/// A port that nobody else uses.
+pub struct Port {
+    _lock: Option<Lock>,
+}
+
 /// A connection to a guest's agent.
 pub struct Agent {
     stream: UnixStream,
@@ -235,6 +250,18 @@ impl Agent {
     /// It does not hear.
     pub fn power_off(&mut self) -> Result<()> {
         self.done(&Request::PowerOff, Duration::from_secs(5))
+    }
+
+    /// Begins a command, and leaves the rest to the caller: its standard input comes as far as it is credited.
+    ///
+    /// # Errors
+    /// The guest ended, or the command is too long.
+    pub fn begin(mut self, exec: Exec) -> Result<Begun> {
+        // A guest that is being checkpointed takes nothing for a while.
+        self.stream.set_write_timeout(None)?;
+        self.stream.set_read_timeout(None)?;
+        self.send(&Request::Exec(exec))?;
+        Ok(Begun { stream: self.stream, decoder: self.decoder, port: Port { _lock: self._port } })
     }
 
     /// Runs a command: standard input from `input` (a descriptor, or nothing), output to the two writers.

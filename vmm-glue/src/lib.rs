@@ -27,7 +27,7 @@ mod terminal;
 mod vmm;
 
 pub use accel::{Accel, Probe};
-pub use agent::{Agent, ExecEnd};
+pub use agent::{Agent, Begun, ExecEnd, Port};
 pub use console::tail;
 pub use disk::Disk;
 pub use error::{Error, Kind, Result};

@@ -12,7 +12,7 @@ use crate::{Agent, Error, Kind, Qemu, Result, Store, Vmm};
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a guest may take to freeze, and how long it stays frozen if nobody thaws it.
@@ -161,6 +161,21 @@ impl Machines {
     /// # Errors
     /// There is no such machine or checkpoint, the name is taken, or the copy does not start.
     pub fn fork(&self, store: &dyn Store, source: &str, name: &str) -> Result<Machine> {
+        let (mut machine, memory) = self.copied(store, source, name)?;
+        machine.start(store, memory.as_deref())?;
+        Ok(machine)
+    }
+
+    /// As [`Machines::fork`], of the disk alone, and the copy does not run yet.
+    ///
+    /// # Errors
+    /// There is no such machine or checkpoint, or the name is taken.
+    pub fn copy(&self, store: &dyn Store, source: &str, name: &str) -> Result<Machine> {
+        self.copied(store, source, name).map(|(machine, _)| machine)
+    }
+
+    /// A copy, and the memory that it can go on with.
+    fn copied(&self, store: &dyn Store, source: &str, name: &str) -> Result<(Machine, Option<PathBuf>)> {
         check_name(name)?;
         let (from, id) = match source.split_once('@') {
             Some((from, "Current")) => (from, None),
@@ -178,7 +193,7 @@ impl Machines {
         // Found before anything is made.
         id.map(|id| store.identity(from, id)).transpose()?;
         let record = origin.copy_of(name);
-        let mut machine = self.create(record, &origin.folder.join("vmlinuz"), &origin.folder.join("initrd"))?;
+        let machine = self.create(record, &origin.folder.join("vmlinuz"), &origin.folder.join("initrd"))?;
         let mut memory = None;
         match id {
             None => drop(origin.frozen(|_, _| machine.fill(store, from, None))?),
@@ -187,7 +202,6 @@ impl Machines {
                 memory = Some(origin.memory(store, id)?).filter(|memory| memory.exists());
             }
         }
-        machine.start(store, memory.as_deref().map(Path::new))?;
-        Ok(machine)
+        Ok((machine, memory))
     }
 }

@@ -49,6 +49,16 @@ impl Machines {
     /// # Errors
     /// There is one of this name, there is no such image, or it does not boot: then with the end of its console.
     pub fn run(&self, store: &dyn Store, new: &New) -> Result<Machine> {
+        let mut machine = self.make(store, new)?;
+        machine.start(store, None)?;
+        Ok(machine)
+    }
+
+    /// Makes a machine that does not run yet.
+    ///
+    /// # Errors
+    /// There is one of this name, or there is no such image.
+    pub fn make(&self, store: &dyn Store, new: &New) -> Result<Machine> {
         let memory_mib = new.check()?;
         if self.has(&new.name) {
             return Err(super::exists(&new.name));
@@ -70,9 +80,8 @@ impl Machines {
             asleep_at: None,
         };
         let (kernel, initrd) = (self.images.kernel(&image.name), self.images.initrd(&image.name));
-        let mut machine = self.create(record, &kernel, &initrd)?;
+        let machine = self.create(record, &kernel, &initrd)?;
         machine.fill(store, &format!("{}@{}", image.volume, image.checkpoint), new.disk)?;
-        machine.start(store, None)?;
         Ok(machine)
     }
 }

@@ -1,0 +1,189 @@
+//! Sandboxes and their machines: making, waking, deleting, and putting in order what a server that ended left.
+
+use crate::error::{ApiError, ApiResult};
+use crate::pool::Pool;
+use crate::registry::{Registry, Sandbox, State};
+use crate::session::Sessions;
+use crate::time::now_us;
+use crate::token::random_hex;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tracing::{info, warn};
+use vmm_glue::{Kind, Machines, New, Status};
+
+/// What a sandbox is made of when its creator does not say.
+const CPUS: u32 = 1;
+const MEMORY_MIB: u64 = 256;
+/// Machines of sandboxes are called so, with a random number behind it.
+const PREFIX: &str = "sandbox-";
+
+/// The server's state.
+pub struct App {
+    pub registry: Registry,
+    pub machines: Machines,
+    pub pool: Box<dyn Pool>,
+    pub image: String,
+    pub sessions: Sessions,
+    /// One change of a machine at a time.
+    changes: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// What a new sandbox begins as.
+pub enum From {
+    Image(String),
+    /// Another machine: its name, or NAME@ID.
+    Machine(String),
+}
+
+impl App {
+    pub fn new(registry: Registry, machines: Machines, pool: Box<dyn Pool>, image: String) -> Self {
+        Self { registry, machines, pool, image, sessions: Sessions::default(), changes: Mutex::default() }
+    }
+
+    /// Does what blocks on a thread that may.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> vmm_glue::Result<T> + Send + 'static,
+    ) -> ApiResult<T> {
+        let app = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        Ok(done.map_err(|_| ApiError::internal("the request failed in a way that was not foreseen"))??)
+    }
+
+    /// Held while a machine is changed.
+    pub async fn change(&self, machine: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            // What nobody holds or waits for is forgotten.
+            changes.retain(|_, lock| Arc::strong_count(lock) > 1);
+            changes.entry(machine.to_owned()).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
+    /// Finishes what a server that ended had begun.
+    pub async fn put_in_order(self: &Arc<Self>) -> ApiResult<()> {
+        for sandbox in self.registry.unfinished().await? {
+            info!(sandbox = sandbox.name, state = ?sandbox.state, "finishing what was begun");
+            self.remove_machine(&sandbox.machine).await?;
+            self.registry.remove(&sandbox.id).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_machine(self: &Arc<Self>, machine: &str) -> ApiResult<()> {
+        let machine = machine.to_owned();
+        self.blocking(move |app| match app.machines.get(&machine) {
+            Ok(found) => found.remove(&*app.pool, true),
+            // Its record was not written yet: its volume may be there.
+            Err(e) if e.kind == Kind::NotFound => match app.pool.has(&machine)? {
+                true => app.pool.delete(&machine),
+                false => Ok(()),
+            },
+            Err(e) => Err(e),
+        })
+        .await
+    }
+
+    /// Makes a sandbox that does not run yet.
+    pub async fn create(self: &Arc<Self>, mut new: Sandbox, from: From) -> ApiResult<Sandbox> {
+        let config = |key: &str| new.config[key].as_u64();
+        let cpus = config("cpus").map_or(CPUS, |cpus| cpus.min(u64::from(u32::MAX)) as u32);
+        let memory = config("ram_mb").unwrap_or(MEMORY_MIB).saturating_mul(1 << 20);
+        let disk = config("storage_gb").map(|gb| gb.saturating_mul(1 << 30));
+        if !self.registry.add(&new).await? {
+            let text = format!("A sprite named '{}' already exists. Please choose a different name.", new.name);
+            return Err(ApiError::new(axum::http::StatusCode::CONFLICT, text));
+        }
+        let machine = new.machine.clone();
+        let made = self.blocking(move |app| {
+            let made = match from {
+                From::Image(image) => app.machines.make(&*app.pool, &New { name: machine, image, cpus, memory, disk }),
+                From::Machine(source) => app.machines.copy(&*app.pool, &source, &machine),
+            };
+            made.map(drop)
+        });
+        if let Err(e) = made.await {
+            self.remove_machine(&new.machine).await?;
+            self.registry.remove(&new.id).await?;
+            return Err(e);
+        }
+        self.registry.set_state(&new.id, State::Ready).await?;
+        new.state = State::Ready;
+        info!(sandbox = new.name, machine = new.machine, "a sandbox was made");
+        Ok(new)
+    }
+
+    /// Ends a sandbox with all that it holds.
+    pub async fn delete(self: &Arc<Self>, sandbox: &Sandbox) -> ApiResult<()> {
+        let _change = self.change(&sandbox.machine).await;
+        self.registry.set_state(&sandbox.id, State::Deleting).await?;
+        self.sessions.end_all(&sandbox.machine);
+        self.remove_machine(&sandbox.machine).await?;
+        self.registry.remove(&sandbox.id).await?;
+        info!(sandbox = sandbox.name, "a sandbox was deleted");
+        Ok(())
+    }
+
+    /// The folder of a machine that runs: one that does not is started.
+    pub async fn awake(self: &Arc<Self>, sandbox: &Sandbox) -> ApiResult<PathBuf> {
+        let machine = sandbox.machine.clone();
+        let running = |status: &Status| status.state == "running" || status.state == "paused";
+        let look = machine.clone();
+        if self.blocking(move |app| Ok(running(&app.machines.status(&look)?))).await? {
+            return Ok(self.machines.folder(&machine)?);
+        }
+        let _change = self.change(&machine).await;
+        let begin = std::time::Instant::now();
+        let folder = self
+            .blocking(move |app| {
+                if !running(&app.machines.status(&machine)?) {
+                    app.machines.get(&machine)?.boot_or_wake(&*app.pool)?;
+                }
+                app.machines.folder(&machine)
+            })
+            .await?;
+        info!(sandbox = sandbox.name, time_ms = begin.elapsed().as_millis() as u64, "a sandbox is awake");
+        if let Err(e) = self.registry.was_active(&sandbox.id).await {
+            warn!(error = %e, "when it was active is not noted");
+        }
+        Ok(folder)
+    }
+
+    /// How the sandboxes' machines are, by name.
+    pub async fn statuses(self: &Arc<Self>) -> ApiResult<HashMap<String, Status>> {
+        self.blocking(|app| Ok(app.machines.list()?.into_iter().map(|status| (status.name.clone(), status)).collect()))
+            .await
+    }
+}
+
+/// A row for a sandbox that is about to be made.
+pub fn row(org: &str, name: &str, body: &Value) -> ApiResult<Sandbox> {
+    let random = |bytes| random_hex(bytes).map_err(|e| ApiError::internal(e.to_string()));
+    let hex = random(16)?;
+    let uuid = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| hex.get(part).unwrap_or_default().to_owned()).join("-");
+    let (short, now) = (hex.get(..16).unwrap_or_default().to_owned(), now_us());
+    let strings = |value: &Value| {
+        let all = value.as_array().into_iter().flatten();
+        all.filter_map(|label| label.as_str().map(str::to_owned)).collect()
+    };
+    let environment = body["environment"].as_object().into_iter().flatten();
+    let environment = environment.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+    Ok(Sandbox {
+        id: format!("sprite-{uuid}"),
+        org: org.to_owned(),
+        name: name.to_owned(),
+        machine: format!("{PREFIX}{short}"),
+        state: State::Creating,
+        labels: strings(&body["labels"]),
+        environment: environment.collect(),
+        config: body["config"].clone(),
+        url_auth: body["url_settings"]["auth"].as_str().unwrap_or("sprite").to_owned(),
+        suffix: random(2)?,
+        created_us: now,
+        updated_us: now,
+        last_active_us: None,
+    })
+}

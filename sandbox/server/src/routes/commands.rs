@@ -1,0 +1,134 @@
+//! Commands by POST, and ending those that run.
+
+use super::exec::Words;
+use super::socket::signal;
+use super::sprites::object;
+use crate::caller::Caller;
+use crate::error::{ApiError, ApiResult};
+use crate::lifecycle::App;
+use crate::session::Event;
+use crate::time::duration;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::Json;
+use serde_json::json;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use vmm_glue::Exec;
+
+/// Output of a command that is answered as a whole.
+const OUTPUT_MAX: usize = 16 << 20;
+/// How long a command may take to end by its signal before it is killed.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Lines that a slow client may have before it.
+const LINES: usize = 16;
+
+/// With `cmd=` output in chunks, each with a byte that says what it is; with a JSON body `{"command"}` all at once.
+pub async fn run(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(words): Query<Vec<(String, String)>>,
+    body: Bytes,
+) -> ApiResult<Response> {
+    let sandbox = caller.sandbox(&app, &name).await?;
+    let words = Words(words);
+    if words.get("cmd").is_none() {
+        let body = object(&body)?;
+        let command = body["command"].as_str();
+        let command = command.ok_or_else(|| ApiError::bad("say what to run: cmd=…, or {\"command\": \"…\"}"))?;
+        let argv = ["sh", "-c", command].map(|word| word.as_bytes().to_vec()).to_vec();
+        let dir = body["dir"].as_str().unwrap_or_default().as_bytes().to_vec();
+        let begun = app.begin(&sandbox, Exec { argv, cwd: dir, ..Exec::default() }, None).await?;
+        begun.session.end_input().await;
+        let (out, err, code) = begun.collect(OUTPUT_MAX).await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        return Ok(Json(json!({"stdout": text(&out), "stderr": text(&err), "exit_code": code})).into_response());
+    }
+    let (exec, _) = words.exec()?;
+    let mut begun = app.begin(&sandbox, exec, None).await?;
+    let (session, has_stdin) = (begun.session.clone(), words.is("stdin"));
+    tokio::spawn(async move {
+        if has_stdin {
+            session.write(&body).await;
+        }
+        session.end_input().await;
+    });
+    let (to, chunks) = mpsc::channel::<Result<Bytes, Infallible>>(LINES);
+    tokio::spawn(async move {
+        while let Some(event) = begun.events.recv().await {
+            let (kind, bytes) = match &event {
+                Event::Stdout(bytes) => (1, &bytes[..]),
+                Event::Stderr(bytes) => (2, &bytes[..]),
+                Event::Exit(code) => (3, std::slice::from_ref(code)),
+            };
+            if to.send(Ok([&[kind], bytes].concat().into())).await.is_err() {
+                begun.session.give_up();
+                return;
+            }
+        }
+    });
+    let body = Body::from_stream(ReceiverStream::new(chunks));
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
+}
+
+/// Sends a session a signal, and tells line by line what becomes of it.
+pub async fn kill(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path((name, id)): Path<(String, String)>,
+    Query(words): Query<Vec<(String, String)>>,
+    body: Bytes,
+) -> ApiResult<Response> {
+    let sandbox = caller.sandbox(&app, &name).await?;
+    let (words, body) = (Words(words), object(&body).unwrap_or_default());
+    let session = app.sessions.find(&sandbox.machine, &id);
+    let session = session.ok_or_else(|| ApiError::not_found(format!("session not found: {id}")))?;
+    let wanted = words.get("signal").or(body["signal"].as_str()).unwrap_or("SIGTERM").to_owned();
+    let number = signal(&wanted).ok_or_else(|| ApiError::bad(format!("{wanted:?} is no signal")))?;
+    let timeout = words.get("timeout").map(str::to_owned).or_else(|| Some(body["timeout"].as_u64()?.to_string()));
+    let timeout = match timeout.map(|text| duration(&text)) {
+        None => TIMEOUT,
+        Some(Some(timeout)) => timeout,
+        Some(None) => return Err(ApiError::bad("timeout is no time: use 10s, 1m")),
+    };
+    let (_, mut events) = session.watch();
+    let (to, lines) = mpsc::channel::<Result<Bytes, Infallible>>(LINES);
+    tokio::spawn(async move {
+        let say = |line: serde_json::Value| {
+            let to = to.clone();
+            async move { to.send(Ok(format!("{line}\n").into())).await.is_ok() }
+        };
+        session.signal(number).await;
+        let text = format!("Signaling {wanted} to process group {id}");
+        say(json!({"type": "signal", "message": text, "pid": id.parse::<u64>().ok(), "signal": wanted})).await;
+        let until_end = async {
+            loop {
+                match events.recv().await {
+                    Some(Event::Exit(code)) => return code,
+                    Some(_) => {}
+                    None => return crate::session::LOST,
+                }
+            }
+        };
+        tokio::pin!(until_end);
+        let mut ended = tokio::time::timeout(timeout, &mut until_end).await.ok();
+        if ended.is_none() && !timeout.is_zero() {
+            say(json!({"type": "timeout", "message": "it did not end in time: killing it"})).await;
+            session.signal(libc::SIGKILL as u8).await;
+            ended = tokio::time::timeout(TIMEOUT, &mut until_end).await.ok();
+        }
+        if let Some(code) = ended {
+            let kind = if code == 128 + libc::SIGKILL as u8 { "killed" } else { "exited" };
+            say(json!({"type": kind, "message": format!("it ended with {code}")})).await;
+        }
+        say(json!({"type": "complete", "exit_code": ended})).await;
+    });
+    let body = Body::from_stream(ReceiverStream::new(lines));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}

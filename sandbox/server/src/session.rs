@@ -1,0 +1,342 @@
+//! A command in a guest, and who watches it.
+//!
+//! Invariants
+//!   * nothing is read from the guest while a watcher has not taken what was read before, for up to `PATIENCE`: a
+//!     slow client holds up its own command, and loses nothing;
+//!   * what a watcher gets is what was kept when it came, and then everything: between the two nothing is lost or twice;
+//!   * every watcher hears of the end;
+//!   * no more standard input is sent than the agent has credited, and no more than `INPUTS` pieces wait for that.
+
+use axum::body::Bytes;
+use sandbox_protocol::{Decoder, Reply, Request, Window, OUTPUT_MAX, STDIN_WINDOW};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, Notify, Semaphore};
+use vmm_glue::{Begun, Port};
+
+/// Bytes of output that are kept for whoever attaches later.
+const KEPT: usize = 256 << 10;
+/// Events that a watcher may have before it.
+const EVENTS: usize = 32;
+/// Pieces of input that may wait.
+const INPUTS: usize = 16;
+/// How long a watcher may take nothing before it is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The status of a command whose guest ended under it.
+pub const LOST: u8 = 255;
+
+/// What a watcher hears.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Stdout(Bytes),
+    Stderr(Bytes),
+    /// It ended with this status.
+    Exit(u8),
+}
+
+/// What is told of a session.
+#[derive(Clone, Debug, Default)]
+pub struct Meta {
+    pub command: String,
+    pub dir: String,
+    pub tty: bool,
+    pub rows: u16,
+    pub columns: u16,
+    /// How long it goes on when nobody watches; `None` is for ever.
+    pub after_disconnect: Option<Duration>,
+}
+
+#[derive(Default)]
+struct Watched {
+    kept: VecDeque<u8>,
+    watchers: Vec<mpsc::Sender<Event>>,
+    exit: Option<u8>,
+    last_us: i64,
+}
+
+/// A command that runs.
+pub struct Session {
+    /// Its number in the guest, once it has one, in decimal digits.
+    id: Mutex<String>,
+    pub machine: String,
+    pub meta: Meta,
+    /// Whether it is one that people see.
+    pub is_listed: bool,
+    pub created_us: i64,
+    output_bytes: AtomicU64,
+    watched: Mutex<Watched>,
+    input: mpsc::Sender<Request>,
+    /// Pieces of standard input are sent one behind the other.
+    stdin: tokio::sync::Mutex<()>,
+    credit: Semaphore,
+    end: Notify,
+    started: Notify,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session {
+    /// Goes on with a command that was begun; with its first watcher, who hears everything.
+    pub fn start(
+        begun: Begun,
+        machine: String,
+        is_listed: bool,
+        meta: Meta,
+    ) -> io::Result<(Arc<Self>, mpsc::Receiver<Event>)> {
+        begun.stream.set_nonblocking(true)?;
+        let (from, to) = UnixStream::from_std(begun.stream)?.into_split();
+        let (input, inputs) = mpsc::channel(INPUTS);
+        let (first, events) = mpsc::channel(EVENTS);
+        let session = Arc::new(Self {
+            id: Mutex::default(),
+            machine,
+            meta,
+            is_listed,
+            created_us: crate::time::now_us(),
+            output_bytes: AtomicU64::new(0),
+            watched: Mutex::new(Watched { watchers: vec![first], ..Watched::default() }),
+            input,
+            stdin: tokio::sync::Mutex::default(),
+            credit: Semaphore::new(STDIN_WINDOW),
+            end: Notify::new(),
+            started: Notify::new(),
+        });
+        tokio::spawn(send(to, inputs));
+        tokio::spawn(session.clone().run(from, begun.decoder, begun.port));
+        Ok((session, events))
+    }
+
+    pub fn id(&self) -> String {
+        held(&self.id).clone()
+    }
+
+    /// Waits until it has a number, or has ended.
+    pub async fn begun(&self) {
+        loop {
+            let started = self.started.notified();
+            if !held(&self.id).is_empty() || held(&self.watched).exit.is_some() {
+                return;
+            }
+            started.await;
+        }
+    }
+
+    /// What was kept, and all that comes from now on.
+    pub fn watch(&self) -> (Vec<u8>, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let mut watched = held(&self.watched);
+        if let Some(code) = watched.exit {
+            // There is room for one event.
+            let _ = sender.try_send(Event::Exit(code));
+        } else {
+            watched.watchers.push(sender);
+        }
+        (watched.kept.iter().copied().collect(), receiver)
+    }
+
+    /// Sends standard input, as far as it is credited.
+    pub async fn write(&self, bytes: &[u8]) -> bool {
+        let _turn = self.stdin.lock().await;
+        for piece in bytes.chunks(OUTPUT_MAX) {
+            let Ok(credit) = self.credit.acquire_many(piece.len() as u32).await else { return false };
+            credit.forget();
+            if self.input.send(Request::Stdin(piece.to_vec())).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    pub async fn end_input(&self) {
+        let _turn = self.stdin.lock().await;
+        let _ = self.input.send(Request::StdinEnd).await;
+    }
+
+    pub async fn signal(&self, signal: u8) {
+        let _ = self.input.send(Request::Signal(signal)).await;
+    }
+
+    pub async fn resize(&self, rows: u16, columns: u16) {
+        let _ = self.input.send(Request::Resize(Window { rows, columns })).await;
+    }
+
+    /// Ends it: its connection goes, and with that the command.
+    pub fn give_up(&self) {
+        self.end.notify_one();
+    }
+
+    pub fn has_ended(&self) -> bool {
+        held(&self.watched).exit.is_some()
+    }
+
+    /// A watcher has gone: a command that nobody watches goes on for as long as it may.
+    pub fn left(self: &Arc<Self>) {
+        let (session, after) = (self.clone(), self.meta.after_disconnect);
+        tokio::spawn(async move {
+            let Some(after) = after else { return };
+            tokio::time::sleep(after).await;
+            let mut watched = held(&session.watched);
+            watched.watchers.retain(|watcher| !watcher.is_closed());
+            if watched.watchers.is_empty() {
+                session.give_up();
+            }
+        });
+    }
+
+    /// What a list says of it.
+    pub fn told(&self) -> serde_json::Value {
+        let now = crate::time::now_us();
+        let last = held(&self.watched).last_us.max(self.created_us);
+        let seconds = ((now - self.created_us) as f64 / 1e6).max(1.0);
+        serde_json::json!({
+            "id": self.id(),
+            "created": crate::time::rfc3339(self.created_us),
+            "command": self.meta.command,
+            "workdir": self.meta.dir,
+            "tty": self.meta.tty,
+            "bytes_per_second": (self.output_bytes.load(Ordering::Relaxed) as f64 / seconds).round(),
+            "is_active": now - last < 30_000_000,
+            "last_activity": crate::time::rfc3339(last),
+        })
+    }
+
+    async fn run(self: Arc<Self>, from: OwnedReadHalf, decoder: Decoder, port: Port) {
+        let code = tokio::select! {
+            code = self.read(from, decoder) => code,
+            () = self.end.notified() => LOST,
+        };
+        // The agent ends what it holds when its connection does, and the port is free for the next.
+        self.credit.close();
+        drop(port);
+        let watchers = {
+            let mut watched = held(&self.watched);
+            watched.exit = Some(code);
+            std::mem::take(&mut watched.watchers)
+        };
+        self.started.notify_waiters();
+        for watcher in watchers {
+            let _ = tokio::time::timeout(PATIENCE, watcher.send(Event::Exit(code))).await;
+        }
+    }
+
+    /// Reads until the end; returns the status.
+    async fn read(&self, mut from: OwnedReadHalf, mut decoder: Decoder) -> u8 {
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            loop {
+                let reply = match decoder.frame() {
+                    Ok(Some((kind, payload))) => Reply::decode(kind, payload),
+                    Ok(None) => break,
+                    Err(e) => Err(e),
+                };
+                match reply {
+                    Ok(Reply::Started { pid }) => {
+                        *held(&self.id) = pid.to_string();
+                        self.started.notify_waiters();
+                    }
+                    Ok(Reply::Stdout(bytes)) => self.tell(Event::Stdout(bytes.into())).await,
+                    Ok(Reply::Stderr(bytes)) => self.tell(Event::Stderr(bytes.into())).await,
+                    Ok(Reply::Credit(taken)) => {
+                        // A guest that credits what it never got is no reason to hold more.
+                        let room = STDIN_WINDOW.saturating_sub(self.credit.available_permits());
+                        self.credit.add_permits(room.min(taken as usize));
+                    }
+                    Ok(Reply::Exited { code, signal: 0 }) => return code,
+                    Ok(Reply::Exited { signal, .. }) => return 128u8.saturating_add(signal),
+                    Ok(Reply::Failed { errno, message }) => {
+                        let text: String = message.chars().take(500).filter(|c| !c.is_control()).collect();
+                        self.tell(Event::Stderr(format!("{text}\n").into())).await;
+                        // As a shell says it.
+                        return if errno == libc::ENOENT as u32 { 127 } else { 126 };
+                    }
+                    Ok(Reply::Done | Reply::Frozen { .. }) => {}
+                    Err(e) => {
+                        tracing::warn!(machine = self.machine, error = %e, "a guest's agent does not speak as it should");
+                        return LOST;
+                    }
+                }
+            }
+            match from.read(&mut buffer).await {
+                Ok(n) if n > 0 => decoder.push(buffer.get(..n).unwrap_or_default()),
+                _ => {
+                    self.tell(Event::Stderr("the guest ended while the command ran in it\n".into())).await;
+                    return LOST;
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        let (Event::Stdout(bytes) | Event::Stderr(bytes)) = &event else { return };
+        self.output_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let watchers = {
+            let mut watched = held(&self.watched);
+            watched.last_us = crate::time::now_us();
+            // A list of events would keep what is which; a terminal, which is what is attached to, has no second stream.
+            if self.is_listed {
+                watched.kept.extend(bytes.iter());
+                let over = watched.kept.len().saturating_sub(KEPT);
+                watched.kept.drain(..over);
+            }
+            watched.watchers.retain(|watcher| !watcher.is_closed());
+            watched.watchers.clone()
+        };
+        for watcher in watchers {
+            if tokio::time::timeout(PATIENCE, watcher.send(event.clone())).await.is_err() {
+                held(&self.watched).watchers.retain(|other| !other.same_channel(&watcher));
+            }
+        }
+    }
+}
+
+async fn send(mut to: OwnedWriteHalf, mut inputs: mpsc::Receiver<Request>) {
+    while let Some(request) = inputs.recv().await {
+        let mut bytes = Vec::new();
+        if request.encode(&mut bytes).is_ok() && to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The commands that run, by machine.
+#[derive(Default)]
+pub struct Sessions {
+    all: Mutex<HashMap<String, Vec<Weak<Session>>>>,
+}
+
+impl Sessions {
+    pub fn add(&self, session: &Arc<Session>) {
+        let mut all = held(&self.all);
+        let own = all.entry(session.machine.clone()).or_default();
+        own.retain(|session| session.upgrade().is_some_and(|session| !session.has_ended()));
+        own.push(Arc::downgrade(session));
+    }
+
+    fn of(&self, machine: &str) -> Vec<Arc<Session>> {
+        let all = held(&self.all);
+        let own = all.get(machine).into_iter().flatten().filter_map(Weak::upgrade);
+        own.filter(|session| !session.has_ended()).collect()
+    }
+
+    /// Those that people see.
+    pub fn listed(&self, machine: &str) -> Vec<Arc<Session>> {
+        self.of(machine).into_iter().filter(|session| session.is_listed).collect()
+    }
+
+    pub fn find(&self, machine: &str, id: &str) -> Option<Arc<Session>> {
+        self.listed(machine).into_iter().find(|session| session.id() == id)
+    }
+
+    /// Ends all of a machine.
+    pub fn end_all(&self, machine: &str) {
+        self.of(machine).iter().for_each(|session| session.give_up());
+    }
+}
