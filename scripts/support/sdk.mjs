@@ -34,7 +34,7 @@ assert.equal(box.status, 'cold');
 done('createSprite');
 
 await assert.rejects(client.createSprite('box'), /already exists/);
-await assert.rejects(client.createSprite('Not A Name'), /invalid sprite name format/);
+await assert.rejects(client.createSprite('Not A Name'), { statusCode: 400 });
 await assert.rejects(client.getSprite('nobody'), /404|not found/i);
 const stranger = new SpritesClient('local/x/y/z', { baseURL });
 await assert.rejects(stranger.getSprite('box'), /401|authentication/i);
@@ -65,6 +65,7 @@ assert.equal(large.stdout.length, 1048576);
 const cat = box.spawn('sh', ['-c', 'wc -c']);
 let counted = '';
 cat.stdout.on('data', (piece) => { counted += piece; });
+await once(cat, 'spawn');
 cat.stdin.write(Buffer.alloc(300000, 'x'));
 cat.stdin.end();
 const [code] = await once(cat, 'exit');
@@ -98,7 +99,13 @@ assert.equal(killed.at(-1).exitCode ?? killed.at(-1).exit_code, 143);
 assert.equal((await box.listSessions()).length, 0);
 done('a session is listed, attached to with what came before, and killed');
 
-assert.equal((await box.execFileHTTP('sh', ['-c', 'cat; echo done'], { input: 'in ' })).stdout, 'in done\n');
+// Its frames have no length: when two arrive together the SDK cannot tell them apart, and says so.
+for (let tries = 0; ; tries += 1) {
+  const http = await box.execFileHTTP('sh', ['-c', 'cat; echo done'], { input: 'in ' }).catch((e) => e);
+  if (http instanceof Error && /exit frame/.test(http.message) && tries < 5) continue;
+  assert.equal(http.stdout, 'in done\n');
+  break;
+}
 done('a command over plain HTTP');
 
 const fs = box.filesystem('/root');
@@ -120,6 +127,19 @@ await fs.writeFile('large', data);
 assert.ok((await fs.readFile('large')).equals(data));
 done('files: write, read, list, mkdir, stat, chmod, rename, copy, remove');
 
+const changes = await fs.watch('dir', { recursive: true });
+const seenChange = (async () => {
+  for await (const change of changes) {
+    if (change.type === 'subscribed') await box.exec('touch /root/dir/new');
+    if (change.path === '/root/dir/new') return change.event;
+  }
+  return 'nothing';
+})();
+assert.equal(await seenChange, 'create');
+changes.close();
+await fs.rm('dir/new');
+done('a change of a file is told');
+
 const made = await lines(await box.createCheckpoint('before'));
 assert.equal(made.at(-1).type, 'complete');
 assert.equal(made.at(-1).data, 'Checkpoint v1 created successfully');
@@ -129,7 +149,7 @@ assert.equal((await box.getCheckpoint('v1')).comment, 'before');
 await box.exec('rm -rf /root/dir /root/large');
 const sleeper = box.spawn('sleep', ['1000']);
 const ended = once(sleeper, 'exit');
-await new Promise((resolve) => sleeper.once('spawn', resolve));
+await once(sleeper, 'spawn');
 const restored = await lines(await box.restoreCheckpoint('v1'));
 assert.equal(restored.at(-1).data, 'Restore from v1 complete');
 assert.notEqual((await ended)[0], 0);
@@ -157,6 +177,9 @@ const watcher = await box.watchPorts();
 done('ports are watched');
 watcher.close();
 
+await client.upgradeSprite('box');
+const live = await client.watchSprites();
+for await (const state of live) if (state.name === 'box') break;
 const updated = await client.updateSprite('box', { labels: ['b', 'c'] });
 assert.deepEqual(updated.labels, ['b', 'c']);
 assert.equal((await client.checkSprite('box')).status, 'healthy');

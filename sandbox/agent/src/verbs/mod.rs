@@ -1,4 +1,5 @@
-//! What the host has done in the guest by running the agent as a command: `cairn-agent fs …`, `proxy`, `ports`.
+//! What the host has done in the guest by running the agent as a command: `cairn-agent fs …`, `proxy`,
+//! `ports`, `watch`.
 //!
 //! Such a command is a process like any other: it has the rights of whoever it was started as, its output is taken as
 //! fast as the host takes it, and it ends with its connection. Answers are JSON on standard output, an error is
@@ -8,6 +9,7 @@ mod entry;
 mod fs;
 mod ports;
 mod proxy;
+mod watch;
 
 use serde_json::json;
 use std::io::{self, Write};
@@ -59,6 +61,7 @@ pub fn carry_out(args: &[String]) -> ExitCode {
         ["fs", rest @ ..] => fs::carry_out(rest),
         ["proxy", host, port] => proxy::carry_out(host, port),
         ["ports"] => ports::watch(),
+        ["watch", rest @ ..] => watch::carry_out(rest),
         _ => Err(usage()),
     };
     match outcome {

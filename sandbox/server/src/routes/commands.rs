@@ -25,6 +25,10 @@ use vmm_glue::Exec;
 const OUTPUT_MAX: usize = 16 << 20;
 /// How long a command may take to end by its signal before it is killed.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a frame at which it takes no more.
+const FRAME_MAX: usize = 256 << 10;
+/// Between two frames.
+const APART: Duration = Duration::from_millis(20);
 /// Lines that a slow client may have before it.
 const LINES: usize = 16;
 
@@ -59,17 +63,38 @@ pub async fn run(
         }
         session.end_input().await;
     });
-    let (to, chunks) = mpsc::channel::<Result<Bytes, Infallible>>(LINES);
+    let (to, chunks) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     tokio::spawn(async move {
-        while let Some(event) = begun.events.recv().await {
-            let (kind, bytes) = match &event {
-                Event::Stdout(bytes) => (1, &bytes[..]),
-                Event::Stderr(bytes) => (2, &bytes[..]),
-                Event::Exit(code) => (3, std::slice::from_ref(code)),
+        let mut next = begun.events.recv().await;
+        while let Some(event) = next.take() {
+            let (kind, mut frame) = match event {
+                Event::Stdout(bytes) => (1, [&[1], &bytes[..]].concat()),
+                Event::Stderr(bytes) => (2, [&[2], &bytes[..]].concat()),
+                Event::Exit(code) => (3, vec![3, code]),
             };
-            if to.send(Ok([&[kind], bytes].concat().into())).await.is_err() {
+            // What has come in the meantime of the same stream goes with it.
+            while let Ok(more) = begun.events.try_recv() {
+                match (kind, &more) {
+                    (1, Event::Stdout(bytes)) | (2, Event::Stderr(bytes)) if frame.len() < FRAME_MAX => {
+                        frame.extend(&bytes[..]);
+                    }
+                    _ => {
+                        next = Some(more);
+                        break;
+                    }
+                }
+            }
+            if to.send(Ok(frame.into())).await.is_err() {
                 begun.session.give_up();
                 return;
+            }
+            if kind == 3 {
+                return;
+            }
+            // Frames have no length: a client tells them apart by how they arrive.
+            tokio::time::sleep(APART).await;
+            if next.is_none() {
+                next = begun.events.recv().await;
             }
         }
     });

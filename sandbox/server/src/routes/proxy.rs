@@ -1,11 +1,13 @@
-//! TCP connections into a guest, and the ports that somebody listens on there, over WebSockets.
+//! TCP connections into a guest, the ports that somebody listens on there, and files that change, over WebSockets.
 
+use super::files::place;
 use crate::caller::Caller;
 use crate::error::ApiResult;
 use crate::exec::Watched;
 use crate::lifecycle::App;
 use crate::registry::Sandbox;
 use crate::session::Event;
+use crate::time::rfc3339;
 use axum::body::Bytes;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
@@ -114,13 +116,54 @@ pub async fn ports(
     Ok(socket.on_upgrade(|socket| lines(begun, socket)))
 }
 
+/// What changes in the files that the client's first message names.
+pub async fn files(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    socket: WebSocketUpgrade,
+) -> ApiResult<Response> {
+    let sandbox = caller.sandbox(&app, &name).await?;
+    Ok(socket.on_upgrade(move |socket| watch_files(app, sandbox, socket)))
+}
+
+async fn watch_files(app: Arc<App>, sandbox: Sandbox, mut socket: WebSocket) {
+    let error = |text: &str| Message::Text(json!({"type": "error", "message": text}).to_string().into());
+    let first = tokio::time::timeout(FIRST, socket.recv()).await;
+    let said = match &first {
+        Ok(Some(Ok(Message::Text(text)))) => serde_json::from_str(text).unwrap_or(Value::Null),
+        _ => Value::Null,
+    };
+    let folder = said["workingDir"].as_str();
+    let paths = said["paths"].as_array().into_iter().flatten();
+    let paths: ApiResult<Vec<String>> = paths.map(|path| place(path.as_str(), folder)).collect();
+    let Some(paths) = paths.ok().filter(|paths| !paths.is_empty()) else {
+        let text = "say what to watch first: {\"type\": \"subscribe\", \"paths\": [\"/root\"]}";
+        return drop(socket.send(error(text)).await);
+    };
+    let mut words = vec!["watch"];
+    words.extend((said["recursive"] == true).then_some("--recursive"));
+    words.push("--");
+    words.extend(paths.iter().map(String::as_str));
+    match app.agent(&sandbox, &words).await {
+        Ok(begun) => lines(begun, socket).await,
+        Err(e) => drop(socket.send(error(&e.message())).await),
+    }
+}
+
 async fn lines(mut begun: Watched, mut socket: WebSocket) {
     let mut said = Vec::new();
     loop {
         tokio::select! {
             event = begun.events.recv() => match event {
                 Some(Event::Stdout(bytes)) => said.extend(&bytes[..]),
-                Some(Event::Stderr(_)) => {}
+                Some(Event::Stderr(bytes)) => {
+                    let found: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                    let line = json!({"type": "error", "message": found["error"], "path": found["path"]});
+                    if socket.send(Message::Text(line.to_string().into())).await.is_err() {
+                        break;
+                    }
+                }
                 Some(Event::Exit(_)) | None => break,
             },
             message = socket.recv() => if !matches!(message, Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_)))) {
@@ -129,7 +172,12 @@ async fn lines(mut begun: Watched, mut socket: WebSocket) {
         }
         while let Some(end) = said.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = said.drain(..=end).collect();
-            let text = String::from_utf8_lossy(&line).trim().to_owned();
+            let mut said: Value = serde_json::from_slice(&line).unwrap_or_default();
+            if let Some(us) = said["timestampUs"].as_i64() {
+                said["timestamp"] = json!(rfc3339(us));
+                said.as_object_mut().map(|fields| fields.remove("timestampUs"));
+            }
+            let text = said.to_string();
             if socket.send(Message::Text(text.into())).await.is_err() {
                 return begun.session.give_up();
             }

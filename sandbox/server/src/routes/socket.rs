@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Some clients take silence for a broken connection.
 const ALIVE: Duration = Duration::from_secs(15);
+/// How long a client may take to say that it closes, too.
+const CLOSING: Duration = Duration::from_secs(2);
 /// Kinds of frames.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -165,10 +167,18 @@ pub async fn serve(socket: WebSocket, mut watcher: Watcher) {
             let _ = to.send(Message::Text(json!({"type": "exit", "exit_code": code}).to_string().into())).await;
             let close = if code == 0 || !session.meta.tty { CLOSE_GOOD } else { CLOSE_STATUS + u16::from(code) };
             let _ = to.send(Message::Close(Some(CloseFrame { code: close, reason: "".into() }))).await;
+            // What the client still sends is read: a connection that is closed before would be reset, and the client would
+            // lose what it has not read yet.
+            let abort = taking.abort_handle();
+            if tokio::time::timeout(CLOSING, taking).await.is_err() {
+                abort.abort();
+            }
         }
-        None => session.left(),
+        None => {
+            session.left();
+            taking.abort();
+        }
     }
-    taking.abort();
 }
 
 #[cfg(test)]

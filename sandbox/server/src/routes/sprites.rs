@@ -7,17 +7,25 @@ use crate::registry::Sandbox;
 use crate::time::{now, rfc3339};
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{header, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::Json;
 use serde_json::{json, Value};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use vmm_glue::Status;
 
 /// Names in one page.
 const PAGE: usize = 50;
+/// Sandboxes that are watched at once.
+const WATCHED: usize = 10_000;
+/// Between two looks of who watches, and looks without news after which that is said.
+const LOOK: Duration = Duration::from_millis(500);
+const HEARTBEAT: u32 = 20;
 const AUTHS: [&str; 2] = ["sprite", "public"];
 
 type AppState = State<Arc<App>>;
@@ -139,11 +147,64 @@ pub async fn get(State(app): AppState, caller: Caller, Path(name): Path<String>)
     Ok(Json(described_now(&app, &sandbox).await?))
 }
 
+/// Lines that tell what becomes of the organization's sandboxes, and now and then that nothing does.
+fn watched(app: Arc<App>, caller: Caller) -> Response {
+    let (to, lines) = mpsc::channel::<Result<Bytes, Infallible>>(16);
+    tokio::spawn(async move {
+        let (mut before, mut silent) = (HashMap::new(), 0u32);
+        while let Ok(now) = states(&app, &caller).await {
+            let count = |what: &str| now.values().filter(|status| **status == what).count();
+            let (running, warm, cold) = (count("running"), count("warm"), count("cold"));
+            let org = json!({"name": caller.org, "running": running, "warm": warm, "cold": cold});
+            let line = |more: Value| with(json!({"timestamp": crate::time::now(), "org": org}), more);
+            let changed = now.iter().filter(|(name, status)| before.get(*name) != Some(*status));
+            let mut told: Vec<Value> =
+                changed.map(|(name, status)| line(json!({"name": name, "status": status}))).collect();
+            silent = if told.is_empty() { silent + 1 } else { 0 };
+            if silent >= HEARTBEAT {
+                silent = 0;
+                told.push(line(json!({"type": "heartbeat"})));
+            }
+            for line in told {
+                if to.send(Ok(format!("{line}\n").into())).await.is_err() {
+                    return;
+                }
+            }
+            before = now;
+            tokio::time::sleep(LOOK).await;
+            if to.is_closed() {
+                return;
+            }
+        }
+    });
+    let body = axum::body::Body::from_stream(ReceiverStream::new(lines));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+fn with(mut value: Value, more: Value) -> Value {
+    if let (Some(fields), Value::Object(more)) = (value.as_object_mut(), more) {
+        fields.extend(more);
+    }
+    value
+}
+
+/// The status of each sandbox that the caller sees, by name.
+async fn states(app: &Arc<App>, caller: &Caller) -> ApiResult<HashMap<String, &'static str>> {
+    let (sandboxes, statuses) = (app.registry.list(&caller.org, "", "", WATCHED).await?, app.statuses().await?);
+    let seen = sandboxes.into_iter().filter(|sandbox| caller.sees(&sandbox.name));
+    Ok(seen.map(|sandbox| (sandbox.name, status(statuses.get(&sandbox.machine)))).collect())
+}
+
 pub async fn list(
     State(app): AppState,
     caller: Caller,
     Query(query): Query<HashMap<String, String>>,
-) -> ApiResult<Json<Value>> {
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accepts.contains("application/x-ndjson") {
+        return Ok(watched(app, caller));
+    }
     let text = |key: &str| query.get(key).map_or("", String::as_str);
     let max = text("max_results").parse().unwrap_or(PAGE).clamp(1, PAGE);
     let mut found = app.registry.list(&caller.org, text("prefix"), text("continuation_token"), max + 1).await?;
@@ -159,7 +220,14 @@ pub async fn list(
         "sprites": sprites, "has_more": has_more, "next_continuation_token": next,
         "running": running, "warm": warm, "cold": cold, "name": caller.org, "running_limit": null, "warm_limit": null,
         "org": {"name": caller.org, "running": running, "warm": warm, "cold": cold},
-    })))
+    }))
+    .into_response())
+}
+
+/// What runs in a sandbox is what its image has: there is nothing to do.
+pub async fn upgrade(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+    caller.sandbox(&app, &name).await?;
+    Ok(Json(json!({"name": name, "status": "upgraded"})))
 }
 
 pub async fn delete(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<StatusCode> {
