@@ -231,6 +231,25 @@ fn a_daemon_can_mount_by_itself() {
     assert!(names(&at).is_empty(), "it goes with the daemon");
 }
 
+/// The keeper of a mount that was taken away lazily took away the one that had been made in its place.
+#[test]
+fn a_mount_that_ends_leaves_the_next_one_alone() {
+    let pool = disk();
+    checkpoint(&pool, "disk");
+    let first = Mounted::new(&pool, Some("disk"));
+    let open = File::open(first.at.join("v1/etc/hosts")).expect("a file");
+    assert!(pool.run(&["umount", "--lazy", text(&first.at)]).status.success());
+    let second = Mounted::new(&pool, Some("disk"));
+    // The file that is open keeps the first one's worker.
+    drop(open);
+    until(&pool, "the first keeper has ended", || {
+        let status = fs::read_to_string(format!("/proc/{}/stat", first.keeper)).unwrap_or_default();
+        status.is_empty() || status.contains(") Z ")
+    });
+    assert!(second.is_mounted());
+    assert_eq!(names(&second.at.join("v1/etc")), ["hosts"]);
+}
+
 #[test]
 fn what_cannot_be_mounted_is_said_at_once() {
     let pool = disk();
