@@ -9,6 +9,7 @@ import os
 import random
 import statistics
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 NOISE = 32 * MIB
 START_S = 20
+# Folders that images are made of; thousands of files take minutes on some disks.
+MEMORY = "/dev/shm"
 
 
 def root_like_debians(folder, files, total):
@@ -59,11 +62,10 @@ def one_file(folder, size):
 
 def image_of(server, name, size, fill):
     """An image of what `fill` puts into a folder, and a volume of it with a checkpoint."""
-    folder, image = server.folder / f"{name}.files", server.folder / f"{name}.img"
-    folder.mkdir()
-    fill(folder)
-    run("mke2fs", "-q", "-F", "-t", "ext4", "-N", "200000", "-d", folder, image, size, env=with_sbin(), timeout=900)
-    run("rm", "-r", folder)
+    image = server.folder / f"{name}.img"
+    with tempfile.TemporaryDirectory(prefix="cairn-", dir=MEMORY if os.path.isdir(MEMORY) else None) as folder:
+        fill(Path(folder))
+        run("mke2fs", "-q", "-F", "-t", "ext4", "-N", "200000", "-d", folder, image, size, env=with_sbin(), timeout=900)
     server.cairn("volume", "import", image, name)
     server.cairn("checkpoint", "create", name)
     # Both are read from the page cache.

@@ -1,12 +1,14 @@
 //! Images in files and behind NBD.
 
+use crate::ahead::Ahead;
+use crate::limits::{PIECE, SESSIONS_KEPT};
 use crate::source::ReadAt;
 use nbd_client::Nbd;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A raw image in a file. All of it counts as data.
@@ -37,11 +39,14 @@ impl ReadAt for FileImage {
     }
 }
 
-/// An export. A session that breaks is opened anew once for each request.
+/// An export that does not change. Several may read at a time, each in a session of its own; one that breaks is opened
+/// anew once for each request.
 pub struct NbdImage<C> {
     open: C,
     size: u64,
-    session: Mutex<Option<(Nbd, Instant)>>,
+    /// Sessions that nobody uses right now, the one used last behind.
+    idle: Mutex<Vec<(Nbd, Instant)>>,
+    ahead: Ahead,
 }
 
 /// How long a session stays that is not used: a checkpoint that is open can only be deleted by force.
@@ -50,13 +55,25 @@ const SESSION_KEPT: Duration = Duration::from_secs(1);
 impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
     /// The export of `session`; `open` opens it again.
     pub fn new(session: Nbd, open: C) -> Self {
-        Self { size: session.size, open, session: Mutex::new(Some((session, Instant::now()))) }
+        let (size, idle) = (session.size, Mutex::new(vec![(session, Instant::now())]));
+        Self { size, open, idle, ahead: Ahead::default() }
     }
 
-    fn ask<T>(&self, request: impl Fn(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
-        let mut held = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+    fn idle(&self) -> MutexGuard<'_, Vec<(Nbd, Instant)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_back(&self, session: Nbd) {
+        let mut idle = self.idle();
+        if idle.len() < SESSIONS_KEPT {
+            idle.push((session, Instant::now()));
+        }
+    }
+
+    fn ask<T>(&self, mut request: impl FnMut(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
         for last in [false, true] {
-            let mut session = match held.take() {
+            let held = self.idle().pop();
+            let mut session = match held {
                 Some((session, _)) => session,
                 None => (self.open)()?,
             };
@@ -65,16 +82,19 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
             }
             match request(&mut session) {
                 Ok(answer) => {
-                    *held = Some((session, Instant::now()));
+                    self.put_back(session);
                     return Ok(answer);
                 }
                 // The server has answered: the session is as good as before, when nothing else is on its way.
                 Err(e @ nbd_client::Error::Server { .. }) => {
-                    *held = (session.in_flight == 0).then(|| (session, Instant::now()));
+                    if session.in_flight == 0 {
+                        self.put_back(session);
+                    }
                     return Err(e.into());
                 }
                 Err(e) if last => return Err(e.into()),
-                Err(_) => {}
+                // The others broke with it.
+                Err(_) => self.idle().clear(),
             }
         }
         Err(io::Error::other("the export cannot be reached"))
@@ -87,10 +107,11 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        for (piece, at) in out.chunks_mut(crate::limits::PIECE).zip((offset..).step_by(crate::limits::PIECE)) {
-            // The closure may run twice, and each time fills all of it.
-            let piece = Mutex::new(piece);
-            self.ask(|session| session.read_exact_at(at, &mut piece.lock().unwrap_or_else(PoisonError::into_inner)))?;
+        for (piece, at) in out.chunks_mut(PIECE).zip((offset..).step_by(PIECE)) {
+            self.ahead.read(self.size, at, piece, |at, piece| {
+                // Asked twice, all of it is filled each time.
+                self.ask(|session| session.read_exact_at(at, piece))
+            })?;
         }
         Ok(())
     }
@@ -110,10 +131,17 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
     }
 
     fn rest(&self) {
-        let Ok(mut held) = self.session.try_lock() else { return };
-        if let Some((session, _)) = held.take_if(|(_, used)| used.elapsed() > SESSION_KEPT) {
+        let mut idle = self.idle();
+        let unused = idle.iter().take_while(|(_, used)| used.elapsed() > SESSION_KEPT).count();
+        let unused: Vec<_> = idle.drain(..unused).collect();
+        let last = idle.is_empty() && !unused.is_empty();
+        drop(idle);
+        for (session, _) in unused {
             // It is only read from: what a goodbye does not say, the end of the connection does.
             let _ = session.disconnect();
+        }
+        if last {
+            self.ahead.clear();
         }
     }
 }

@@ -20,3 +20,9 @@ pub const TREE_DEPTH_MAX: usize = 512;
 pub const PARTITIONS_MAX: usize = 128;
 /// Bytes that are read at a time when contents are compared or copied.
 pub const PIECE: usize = 1 << 20;
+/// Bytes of an image that are read at once when small reads follow one another; a power of two.
+pub const WINDOW: u64 = 256 << 10;
+/// Windows that are held of one image while it is in use: 8 MiB.
+pub const WINDOWS_KEPT: usize = 32;
+/// Sessions that are kept open on one export when several read at a time.
+pub const SESSIONS_KEPT: usize = 4;

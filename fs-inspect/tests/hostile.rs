@@ -4,76 +4,10 @@
 mod common;
 
 use common::{debugfs, fill, mke2fs, Rng};
-use fs_inspect::{diff, open, Contents, FileKind, Inode, ReadAt, Tree};
+use fs_inspect::testing::survive;
 use std::fs;
-use std::io::{self, Read};
-use std::ops::Range;
+use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-
-/// An image in memory, which counts what is read of it.
-struct Counted(Vec<u8>, AtomicU64);
-
-impl ReadAt for Counted {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.1.fetch_add(out.len() as u64, Ordering::Relaxed);
-        let end = offset.checked_add(out.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let held =
-            usize::try_from(offset).ok().zip(usize::try_from(end).ok()).and_then(|(from, to)| self.0.get(from..to));
-        out.copy_from_slice(held.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        Ok((offset < self.size()).then_some(offset..self.size()))
-    }
-}
-
-/// Looks at everything, as deep as eight folders and 2,000 files.
-fn look(tree: &dyn Tree, inode: Inode, depth: usize, files: &mut u32) {
-    let mut children = Vec::new();
-    let _ = tree.entries(inode, 0, &mut |entry| {
-        assert!(!entry.name.contains(&b'/') && !entry.name.contains(&0) && entry.name != b"..", "{:?}", entry.name);
-        children.push(entry.inode);
-        children.len() < 2000
-    });
-    let _ = tree.parent(inode);
-    for child in children {
-        *files += 1;
-        if *files > 2000 {
-            return;
-        }
-        let Ok(what) = tree.attributes(child) else { continue };
-        tree.xattr_names(child).unwrap_or_default().iter().for_each(|name| drop(tree.xattr(child, name)));
-        match what.kind {
-            FileKind::Directory if depth < 8 => look(tree, child, depth + 1, files),
-            FileKind::File => {
-                let mut piece = [0; 8192];
-                for at in [0, 4095, what.size / 2, what.size.saturating_sub(5), u64::MAX - 3] {
-                    let _ = tree.read(child, at, &mut piece);
-                    let _ = tree.extent(child, at);
-                }
-            }
-            FileKind::Link => drop(tree.link_target(child)),
-            _ => {}
-        }
-    }
-}
-
-fn survive(bytes: Vec<u8>, what: &str) {
-    let size = bytes.len() as u64;
-    let image = Arc::new(Counted(bytes, AtomicU64::new(0)));
-    if let Ok(Contents::Tree(tree)) = open(image.clone()) {
-        look(&*tree, tree.root(), 0, &mut 0);
-        let _ = tree.lookup(tree.root(), b"no such name");
-        let _ = diff(&*tree, &*tree, std::iter::once(0..u64::MAX).collect());
-    }
-    let read = image.1.load(Ordering::Relaxed);
-    assert!(read < 100 * size, "{what}: {read} bytes read of an image of {size}");
-}
 
 fn image(scratch: &Path, options: &[&str], seed: u64) -> Vec<u8> {
     let (folder, image) = (scratch.join(format!("folder {seed}")), scratch.join(format!("image {seed}")));

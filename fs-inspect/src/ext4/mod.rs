@@ -12,6 +12,8 @@ mod directory;
 mod extent;
 mod inode;
 mod journal;
+#[cfg(feature = "testing")]
+mod mended;
 mod superblock;
 mod xattr;
 
@@ -23,6 +25,9 @@ use inode::Node;
 use std::ops::Range;
 use std::sync::Arc;
 use superblock::Superblock;
+
+#[cfg(feature = "testing")]
+pub use mended::mended;
 
 const ROOT: Inode = 2;
 

@@ -159,8 +159,11 @@ impl States {
 
     /// Whether a checkpoint is there still.
     pub fn check(&self, state: &State) -> Result<(), Errno> {
-        // A pool that does not answer says nothing of it.
-        let _ = self.all(&state.volume);
+        // Asked at each request: what is fresh is not copied. A pool that does not answer says nothing of it.
+        let asked = locked(&self.known).lists.get(&state.volume).map(|(since, _)| *since);
+        if asked.is_none_or(|since| since.elapsed() >= LOOKED) {
+            let _ = self.all(&state.volume);
+        }
         match state.gone.load(Ordering::Relaxed) {
             true => Err(Errno::ESTALE),
             false => Ok(()),
