@@ -1,14 +1,14 @@
 //! Images in files and behind NBD.
 
 use crate::ahead::Ahead;
-use crate::limits::{PIECE, SESSIONS_KEPT};
+use crate::limits::{MAP_REPLIES_MAX, PIECE, SESSIONS_KEPT};
 use crate::source::ReadAt;
 use nbd_client::Nbd;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A raw image in a file. All of it counts as data.
@@ -47,6 +47,14 @@ pub struct NbdImage<C> {
     /// Sessions that nobody uses right now, the one used last behind.
     idle: Mutex<Vec<(Nbd, Instant)>>,
     ahead: Ahead,
+    /// What the daemon told last of data and holes.
+    runs: Mutex<Option<Arc<Runs>>>,
+}
+
+/// Data in a part of an image.
+struct Runs {
+    range: Range<u64>,
+    data: Vec<Range<u64>>,
 }
 
 /// How long a session stays that is not used: a checkpoint that is open can only be deleted by force.
@@ -56,11 +64,33 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
     /// The export of `session`; `open` opens it again.
     pub fn new(session: Nbd, open: C) -> Self {
         let (size, idle) = (session.size, Mutex::new(vec![(session, Instant::now())]));
-        Self { size, open, idle, ahead: Ahead::default() }
+        Self { size, open, idle, ahead: Ahead::default(), runs: Mutex::default() }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<(Nbd, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of data and holes at `at`: whoever looks for one after the other asks once for many.
+    fn runs(&self, at: u64) -> io::Result<Arc<Runs>> {
+        let held = self.runs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(held) = held.filter(|held| held.range.contains(&at)) {
+            return Ok(held);
+        }
+        let (mut end, mut data) = (at, Vec::<Range<u64>>::new());
+        for (len, hole) in self.ask(|session| session.extents(at))? {
+            let begin = end;
+            end = end.saturating_add(len).min(self.size);
+            match data.last_mut().filter(|last| last.end == begin) {
+                _ if hole => {}
+                Some(last) => last.end = end,
+                None if begin < end => data.push(begin..end),
+                None => {}
+            }
+        }
+        let told = Arc::new(Runs { range: at..end, data });
+        *self.runs.lock().unwrap_or_else(PoisonError::into_inner) = Some(told.clone());
+        Ok(told)
     }
 
     fn put_back(&self, session: Nbd) {
@@ -119,15 +149,26 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let mut at = offset;
         while at < self.size {
-            for (len, hole) in self.ask(|session| session.extents(at))? {
-                let end = at.saturating_add(len).min(self.size);
-                if !hole && at < end {
-                    return Ok(Some(at..end));
-                }
-                at = end;
+            let told = self.runs(at)?;
+            if let Some(data) = told.data.iter().find(|data| data.end > at) {
+                return Ok(Some(data.start.max(at)..data.end));
             }
+            at = told.range.end;
         }
         Ok(None)
+    }
+
+    fn data_bytes(&self) -> io::Result<u64> {
+        let (mut at, mut sum) = (0, 0);
+        for _ in 0..MAP_REPLIES_MAX {
+            if at >= self.size {
+                return Ok(sum);
+            }
+            let told = self.runs(at)?;
+            sum += told.data.iter().map(|data| data.end - data.start).sum::<u64>();
+            at = told.range.end;
+        }
+        Ok(sum + (self.size - at))
     }
 
     fn rest(&self) {
@@ -142,6 +183,7 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
         }
         if last {
             self.ahead.clear();
+            *self.runs.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 }
@@ -149,7 +191,7 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
 /// A part of another image, as an image.
 pub struct Window<'a> {
     /// The whole.
-    pub whole: std::sync::Arc<dyn ReadAt + 'a>,
+    pub whole: Arc<dyn ReadAt + 'a>,
     /// The bytes of it.
     pub range: Range<u64>,
 }

@@ -26,3 +26,5 @@ pub const WINDOW: u64 = 256 << 10;
 pub const WINDOWS_KEPT: usize = 32;
 /// Sessions that are kept open on one export when several read at a time.
 pub const SESSIONS_KEPT: usize = 4;
+/// Replies about data and holes that are counted for what a disk takes: what lies behind counts as data.
+pub const MAP_REPLIES_MAX: usize = 256;

@@ -135,3 +135,18 @@ fn crafted_images_end() {
         survive(craft(&format!("set_super_value {field}\n")), field);
     }
 }
+
+/// Found by the fuzz target `ext4_image`: the descriptors' place was computed to lie before the disk.
+#[test]
+fn a_first_block_that_lies_anywhere_is_damage() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    for block in [2u32, 3, 1000, u32::MAX] {
+        mke2fs(&path, None, "4M", &["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,meta_bg,^resize_inode"]);
+        let mut bytes = fs::read(&path).expect("an image");
+        bytes[1024 + 0x14..1024 + 0x18].copy_from_slice(&block.to_le_bytes());
+        // Descriptors lie in their own groups from the first one on.
+        bytes[1024 + 0x104..1024 + 0x108].fill(0);
+        survive(bytes, &format!("a first block {block}"));
+    }
+}

@@ -232,8 +232,10 @@ impl Mount {
                 (plain(number, FileType::Symlink, len as u64, 0), Duration::ZERO)
             }
             Node::Image { state } => {
-                let size = self.state(*state)?.image()?.size();
-                (plain(number, FileType::RegularFile, size, made(*state)?), KEPT)
+                let held = self.state(*state)?;
+                let mut told = plain(number, FileType::RegularFile, held.image()?.size(), held.created);
+                told.blocks = held.data_bytes()?.div_ceil(512);
+                (told, KEPT)
             }
             Node::About { state } => {
                 let held = self.state(*state)?;
@@ -364,14 +366,10 @@ fn sized(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Errno>) {
 
 impl Filesystem for Mount {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // A folder is told with its files' attributes when they are going to be asked for; many read and list at a time;
-        // links are kept. A kernel that cannot do one of these does without.
-        let wanted = [
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-        ];
+        // A folder is told with its files' attributes when they are going to be asked for; many list at a time. A
+        // kernel that cannot do one of these does without. Links are not kept by it: `latest` changes.
+        let wanted =
+            [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO, InitFlags::FUSE_PARALLEL_DIROPS];
         for one in wanted {
             let _ = config.add_capabilities(one);
         }
