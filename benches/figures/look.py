@@ -9,6 +9,7 @@ import os
 import random
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ def listing(server, rounds, quick):
     return {**found, "files": files, "worker_bytes": memory}
 
 
-def mounting(server, rounds):
+def mounting(server, rounds, _):
     times = []
     for _ in range(rounds * 5):
         with ours(server, "root") as (_, _, ms):
@@ -214,20 +215,17 @@ def differences(server, rounds, quick):
 def measure(args):
     """All of it; the peer in the same run."""
     rounds = 2 if args.quick else 3
+    found = {}
+    parts = {"tar": tar, "mount": mounting, "sequential": sequential, "listing": listing, "differences": differences}
     with daemon() as server:
-        found = {"tar": tar(server, rounds, args.quick), "mount": mounting(server, rounds)}
-        found["sequential"] = sequential(server, rounds, args.quick)
-        found["listing"] = listing(server, rounds, args.quick)
-        found["differences"] = differences(server, rounds, args.quick)
-    print(shown(found), flush=True)
+        for name, part in parts.items():
+            found[name] = part(server, rounds, args.quick)
+            print(f"bench: {shown(name, found[name])}", file=sys.stderr, flush=True)
     return found
 
 
-def shown(found):
+def shown(name, figures):
     """Medians, for whoever waits for them."""
-    lines = []
-    for name, figures in found.items():
-        cells = [f"{key} {statistics.median(value):.3f}" if isinstance(value, list) else f"{key} {value}"
-                 for key, value in figures.items()]
-        lines.append(f"{name}: {', '.join(cells)}")
-    return "\n".join(lines)
+    cells = [f"{key} {statistics.median(value):.3f}" if isinstance(value, list) else f"{key} {value}"
+             for key, value in figures.items()]
+    return f"{name}: {', '.join(cells)}"

@@ -39,7 +39,8 @@ impl Ahead {
         out: &mut [u8],
         read: impl Fn(u64, &mut [u8]) -> io::Result<()>,
     ) -> io::Result<()> {
-        if out.len() as u64 > WINDOW / 2 {
+        // Large ones would only be copied once more: the kernel's own reading ahead asks for 128 KiB at least.
+        if out.len() as u64 > WINDOW / 4 {
             return read(offset, out);
         }
         let (mut at, mut rest) = (offset, out);

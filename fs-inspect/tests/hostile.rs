@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{debugfs, fill, mke2fs, Rng};
+use common::{debugfs, fill, mke2fs, tree, Rng};
+use fs_inspect::diff;
 use fs_inspect::testing::survive;
 use std::fs;
 use std::io::Read;
@@ -149,4 +150,57 @@ fn a_first_block_that_lies_anywhere_is_damage() {
         bytes[1024 + 0x104..1024 + 0x108].fill(0);
         survive(bytes, &format!("a first block {block}"));
     }
+}
+
+/// Makes `name` a file of four million blocks, all of them its first one: tables of pointers that lead to one table each.
+fn repeat_first_block(path: &Path, scratch: &Path, name: &str) {
+    let block = |name: &str| {
+        let told = debugfs(path, &format!("bmap {name} 0\n"));
+        told.trim().lines().last().and_then(|line| line.trim().parse::<u32>().ok()).expect("a block")
+    };
+    let mut below = block(name);
+    for (table, field) in [("one", "IND"), ("two", "DIND"), ("three", "TIND")] {
+        let bytes = scratch.join(table);
+        fs::write(&bytes, below.to_le_bytes().repeat(256)).expect("a table");
+        debugfs(path, &format!("write {} {table}\n", bytes.display()));
+        below = block(table);
+        debugfs(path, &format!("set_inode_field {name} block[{field}] {below}\n"));
+    }
+    debugfs(path, &format!("set_inode_field {name} size 0xfffffc00\n"));
+}
+
+/// Listing it took seconds, and a lookup as long.
+#[test]
+fn a_directory_of_one_block_over_and_over_is_damage() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    mke2fs(&path, None, "4M", &["-t", "ext2", "-b", "1024"]);
+    debugfs(&path, "mkdir a\n");
+    repeat_first_block(&path, scratch.path(), "a");
+    let tree = tree(&path);
+    let a = tree.lookup(tree.root(), b"a").expect("the directory");
+    let listed = tree.entries(a, 0, &mut |_| true).expect_err("it is longer than any");
+    assert!(listed.to_string().contains("longer than any"), "{listed}");
+    assert!(tree.lookup(a, b"name").is_err());
+    survive(fs::read(&path).expect("an image"), "one block over and over");
+}
+
+/// Found by the fuzz target `ext4_image`: what is compared at most followed from the size that the superblock claims.
+#[test]
+fn a_disk_that_claims_to_be_large_is_compared_no_longer() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    mke2fs(&path, None, "4M", &["-t", "ext2", "-b", "1024"]);
+    let content = scratch.path().join("content");
+    fs::write(&content, [7; 1024]).expect("a file");
+    debugfs(&path, &format!("write {} file\n", content.display()));
+    repeat_first_block(&path, scratch.path(), "file");
+    let mut bytes = fs::read(&path).expect("an image");
+    // Of blocks.
+    bytes[1024 + 4..1024 + 8].fill(0xff);
+    fs::write(&path, bytes).expect("an image");
+    let tree = tree(&path);
+    let compared = diff(&*tree, &*tree, std::iter::once(0..u64::MAX).collect());
+    let why = compared.expect_err("its files claim more than it has").to_string();
+    assert!(why.contains("more than the disk has"), "{why}");
 }

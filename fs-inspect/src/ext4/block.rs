@@ -61,6 +61,11 @@ impl Blocks {
         self.superblock.block_size
     }
 
+    /// Bytes of the image, whatever the superblock claims.
+    pub fn image_size(&self) -> u64 {
+        self.image.size()
+    }
+
     /// Fills `out` with whole blocks from `first` on, as they count.
     pub fn read(&self, first: u64, out: &mut [u8]) -> Result<(), TreeError> {
         let size = self.size() as usize;

@@ -6,7 +6,7 @@ use super::block::Blocks;
 use super::inode::Node;
 use super::superblock::checksum;
 use crate::le;
-use crate::limits::NAMES_KEPT;
+use crate::limits::{DIRECTORY_BLOCKS_MAX, NAMES_KEPT};
 use crate::tree::{Entry, FileKind, Inode, TreeError};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,12 +110,16 @@ pub fn entries(blocks: &Blocks, node: &Node, after: u64, each: &mut dyn FnMut(En
         return Ok(());
     }
     let size = blocks.size();
-    let mut index = after / size;
+    let (mut index, mut seen) = (after / size, 0);
     while index < node.size.div_ceil(size) {
         let mapping = node.map(blocks, index)?;
         if mapping.from.is_none() {
             index = index.saturating_add(mapping.blocks);
             continue;
+        }
+        seen += 1;
+        if seen > DIRECTORY_BLOCKS_MAX {
+            return Err(damaged(node, "it is longer than any"));
         }
         let block = block(blocks, node, index)?.unwrap_or_default();
         if !region_entries(blocks, node, &block, index * size, after, each)? {

@@ -69,7 +69,8 @@ impl Tree for Ext4 {
     }
 
     fn size(&self) -> u64 {
-        self.blocks.superblock.blocks * self.blocks.size()
+        // What it claims beyond the image's end cannot hold anything.
+        (self.blocks.superblock.blocks * self.blocks.size()).min(self.blocks.image_size())
     }
 
     fn attributes(&self, file: Inode) -> Result<Attributes, TreeError> {

@@ -15,6 +15,7 @@ mod nodes;
 mod states;
 
 use crate::contents::Contents;
+use crate::limits::RUNS_MAX;
 use crate::source::ReadAt;
 use crate::tree::{FileKind, Tree, TreeError};
 use attributes::{errno, file_attributes, plain, KEPT, LOOKED};
@@ -321,7 +322,7 @@ impl Mount {
             _ => Ok((at < size).then_some(at..size)),
         };
         let mut at = offset;
-        loop {
+        for _ in 0..RUNS_MAX {
             match next(at)? {
                 None if hole => return Ok(at),
                 None => return Err(Errno::ENXIO),
@@ -330,9 +331,10 @@ impl Mount {
                 Some(data) => at = data.end.max(at + 1),
             }
             if at >= size {
-                return Ok(size);
+                break;
             }
         }
+        Ok(size)
     }
 
     fn xattrs<T>(&self, number: INodeNo, ask: impl FnOnce(&dyn Tree, u64) -> Result<T, TreeError>) -> Result<T, Errno> {
