@@ -244,8 +244,8 @@ SECTIONS = [  # result, title, text, table
     ("objects", "The object tier", "The store is moto, an S3 server in Python, on loopback and on the same cores: its own work is in "
      "every figure, and plain requests to it are the yardstick. Latency is added by a proxy.", stored),
     ("look", "Looking back", "Files of checkpoints through `cairn mount`, in turns with fuse2fs (e2fsprogs, over FUSE as well), which "
-     "shows the files of the same raw image; it stands in for a loop mount, for images are never given to the host's kernel. All "
-     "bytes are in the page cache. \"first\" is a fresh mount, of which the kernel knows nothing; \"again\" the same once more. "
+     "shows the files of the same raw image. It stands in for a loop mount, for images are never given to the host's kernel, and "
+     "is slower than one would be: it has one thread and lets the kernel keep less. All bytes are in the page cache. \"first\" is a fresh mount, of which the kernel knows nothing; \"again\" the same once more. "
      "Ratios are medians of the rounds' own.", looked),
     ("io", "Ways to reach the disk and the sockets", "Without the store: its system calls beside io_uring and "
      "tokio-uring, on a file written before and cached, in turns. The first way of each is the store's own; processor "
