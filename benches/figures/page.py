@@ -192,6 +192,42 @@ def stored(found):
     return table(["", "measured", "target", ""], rows)
 
 
+def looked(found):
+    def seconds(values):
+        return f"{statistics.median(values):.2f} s"
+
+    def turns(a, b):
+        """The median of the rounds' own ratios."""
+        return statistics.median(x / y for x, y in zip(a, b))
+
+    rows = []
+    tar, large, many, changed = found["tar"], found["sequential"], found["listing"], found["differences"]
+    for when in ("again", "first"):
+        share = turns(tar[f"peer_{when}"], tar[f"ours_{when}"])
+        rows.append([f"`tar` of {tar['files']:,} files, {mib(tar['bytes'])}, {when}: speed / fuse2fs",
+                     f"{seconds(tar[f'ours_{when}'])}, {seconds(tar[f'peer_{when}'])}: {share:.2f}", ">= 0.6", verdict(share >= 0.6)])
+    for when in ("again", "first"):
+        share = turns(large["plain"], large[f"ours_{when}"])
+        rows.append([f"a file of {mib(large['bytes'])} in sequence, {when}: speed / plain read of the image from the page cache",
+                     f"{seconds(large[f'ours_{when}'])}, {seconds(large['plain'])}: {share:.2f}", ">= 0.7", verdict(share >= 0.7)])
+    for name, key in (("nbdcopy of the export to nothing", "export"), ("fuse2fs", "peer_first")):
+        share = turns(large[key], large["ours_first"])
+        rows.append([f"the same, first: speed / {name}", f"{seconds(large['ours_first'])}, {seconds(large[key])}: {share:.2f}", "", ""])
+    for when in ("again", "first"):
+        share = turns(many[f"ours_{when}"], many[f"peer_{when}"])
+        rows.append([f"`ls -lR` of {many['files']:,} files, {when}: time / fuse2fs",
+                     f"{seconds(many[f'ours_{when}'])}, {seconds(many[f'peer_{when}'])}: {share:.2f}", "<= 3", verdict(share <= 3)])
+    most = max(many["worker_bytes"], tar["worker_bytes"])
+    rows.append(["most memory of the process that looks at images", mib(most), "<= 150 MB", verdict(most <= 150_000_000)])
+    took = statistics.median(changed["seconds"])
+    rows.append([f"`checkpoint diff --files`, 20 GB, {changed['files']:,} files, {mib(changed['changed_bytes'])} apart",
+                 f"{took:.2f} s", "<= 2 s", verdict(took <= 2)])
+    times = found["mount"]["ms"]
+    rows.append(["mounting to the end of a first `ls`, median (slowest)", f"{statistics.median(times):.0f} ms ({max(times):.0f} ms)",
+                 "<= 100 ms", verdict(statistics.median(times) <= 100)])
+    return table(["", "measured", "target", ""], rows)
+
+
 SECTIONS = [  # result, title, text, table
     ("compare", "Beside peers", "Medians of the rounds; the ratio is the median of the rounds' own ratios. "
      "nbdkit's memory plugin has no disk at all; qemu-nbd serves files with cache=none from the same disk.\n\n"
@@ -207,6 +243,10 @@ SECTIONS = [  # result, title, text, table
      "share the cores, so that the figures contain the attackers' own computing.", attacked),
     ("objects", "The object tier", "The store is moto, an S3 server in Python, on loopback and on the same cores: its own work is in "
      "every figure, and plain requests to it are the yardstick. Latency is added by a proxy.", stored),
+    ("look", "Looking back", "Files of checkpoints through `cairn mount`, in turns with fuse2fs (e2fsprogs, over FUSE as well), which "
+     "shows the files of the same raw image. It stands in for a loop mount, for images are never given to the host's kernel, and "
+     "is slower than one would be: it has one thread and lets the kernel keep less. All bytes are in the page cache. \"first\" is a fresh mount, of which the kernel knows nothing; \"again\" the same once more. "
+     "Ratios are medians of the rounds' own.", looked),
     ("io", "Ways to reach the disk and the sockets", "Without the store: its system calls beside io_uring and "
      "tokio-uring, on a file written before and cached, in turns. The first way of each is the store's own; processor "
      "time is of all threads, a client's and the kernel's workers among them. `docs/decisions/0013-io-uring.md` draws "

@@ -120,6 +120,19 @@ fn checkpoints_are_folders_and_new_ones_appear() {
     };
     let hole = seek(&raw, 0, libc::SEEK_HOLE);
     assert!(hole > 0 && (hole as u64) < 32 * MIB, "{hole}");
+    // It takes what the volume takes, and what is no data is zeros.
+    let taken = raw.metadata().expect("its attributes").blocks() * 512;
+    let told = pool.json(&["volume", "info", "disk"])["mapped_bytes"].as_u64().expect("a number");
+    assert!(taken == told && taken < 16 * MIB, "{taken} of {told}");
+    let (mut at, mut data, mut runs) = (0, 0, 0);
+    while let Ok(from) = u64::try_from(seek(&raw, at, libc::SEEK_DATA)) {
+        assert!(bytes[at as usize..from as usize].iter().all(|byte| *byte == 0), "a hole from {at}");
+        at = seek(&raw, from as i64, libc::SEEK_HOLE);
+        (data, runs) = (data + (at as u64 - from), runs + 1);
+        assert!(at as u64 > from, "data at {from}");
+    }
+    assert!(bytes[at as usize..].iter().all(|byte| *byte == 0), "a hole from {at} on");
+    assert!(data == taken && runs > 2, "{data} bytes of data in {runs} runs");
     let sparse = File::open(v1.join("sparse")).expect("a file");
     assert_eq!((seek(&sparse, 0, libc::SEEK_DATA), seek(&sparse, 0, libc::SEEK_HOLE)), (5 << 20, 0));
     // New ones appear, the sixth-oldest leaves for .all.
@@ -229,6 +242,25 @@ fn a_daemon_can_mount_by_itself() {
     assert_eq!(fs::read_to_string(hosts).expect("a file"), "127.0.0.1 localhost\n");
     assert!(pool.end(libc::SIGTERM).success());
     assert!(names(&at).is_empty(), "it goes with the daemon");
+}
+
+/// The keeper of a mount that was taken away lazily took away the one that had been made in its place.
+#[test]
+fn a_mount_that_ends_leaves_the_next_one_alone() {
+    let pool = disk();
+    checkpoint(&pool, "disk");
+    let first = Mounted::new(&pool, Some("disk"));
+    let open = File::open(first.at.join("v1/etc/hosts")).expect("a file");
+    assert!(pool.run(&["umount", "--lazy", text(&first.at)]).status.success());
+    let second = Mounted::new(&pool, Some("disk"));
+    // The file that is open keeps the first one's worker.
+    drop(open);
+    until(&pool, "the first keeper has ended", || {
+        let status = fs::read_to_string(format!("/proc/{}/stat", first.keeper)).unwrap_or_default();
+        status.is_empty() || status.contains(") Z ")
+    });
+    assert!(second.is_mounted());
+    assert_eq!(names(&second.at.join("v1/etc")), ["hosts"]);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Images in files and behind NBD.
 
+use crate::ahead::Ahead;
+use crate::limits::{MAP_REPLIES_MAX, PIECE, SESSIONS_KEPT};
 use crate::source::ReadAt;
 use nbd_client::Nbd;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A raw image in a file. All of it counts as data.
@@ -37,11 +39,22 @@ impl ReadAt for FileImage {
     }
 }
 
-/// An export. A session that breaks is opened anew once for each request.
+/// An export that does not change. Several may read at a time, each in a session of its own; one that breaks is opened
+/// anew once for each request.
 pub struct NbdImage<C> {
     open: C,
     size: u64,
-    session: Mutex<Option<(Nbd, Instant)>>,
+    /// Sessions that nobody uses right now, the one used last behind.
+    idle: Mutex<Vec<(Nbd, Instant)>>,
+    ahead: Ahead,
+    /// What the daemon told last of data and holes.
+    runs: Mutex<Option<Arc<Runs>>>,
+}
+
+/// Data in a part of an image.
+struct Runs {
+    range: Range<u64>,
+    data: Vec<Range<u64>>,
 }
 
 /// How long a session stays that is not used: a checkpoint that is open can only be deleted by force.
@@ -50,13 +63,47 @@ const SESSION_KEPT: Duration = Duration::from_secs(1);
 impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
     /// The export of `session`; `open` opens it again.
     pub fn new(session: Nbd, open: C) -> Self {
-        Self { size: session.size, open, session: Mutex::new(Some((session, Instant::now()))) }
+        let (size, idle) = (session.size, Mutex::new(vec![(session, Instant::now())]));
+        Self { size, open, idle, ahead: Ahead::default(), runs: Mutex::default() }
     }
 
-    fn ask<T>(&self, request: impl Fn(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
-        let mut held = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+    fn idle(&self) -> MutexGuard<'_, Vec<(Nbd, Instant)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of data and holes at `at`: whoever looks for one after the other asks once for many.
+    fn runs(&self, at: u64) -> io::Result<Arc<Runs>> {
+        let held = self.runs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(held) = held.filter(|held| held.range.contains(&at)) {
+            return Ok(held);
+        }
+        let (mut end, mut data) = (at, Vec::<Range<u64>>::new());
+        for (len, hole) in self.ask(|session| session.extents(at))? {
+            let begin = end;
+            end = end.saturating_add(len).min(self.size);
+            match data.last_mut().filter(|last| last.end == begin) {
+                _ if hole => {}
+                Some(last) => last.end = end,
+                None if begin < end => data.push(begin..end),
+                None => {}
+            }
+        }
+        let told = Arc::new(Runs { range: at..end, data });
+        *self.runs.lock().unwrap_or_else(PoisonError::into_inner) = Some(told.clone());
+        Ok(told)
+    }
+
+    fn put_back(&self, session: Nbd) {
+        let mut idle = self.idle();
+        if idle.len() < SESSIONS_KEPT {
+            idle.push((session, Instant::now()));
+        }
+    }
+
+    fn ask<T>(&self, mut request: impl FnMut(&mut Nbd) -> Result<T, nbd_client::Error>) -> io::Result<T> {
         for last in [false, true] {
-            let mut session = match held.take() {
+            let held = self.idle().pop();
+            let mut session = match held {
                 Some((session, _)) => session,
                 None => (self.open)()?,
             };
@@ -65,16 +112,19 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> NbdImage<C> {
             }
             match request(&mut session) {
                 Ok(answer) => {
-                    *held = Some((session, Instant::now()));
+                    self.put_back(session);
                     return Ok(answer);
                 }
                 // The server has answered: the session is as good as before, when nothing else is on its way.
                 Err(e @ nbd_client::Error::Server { .. }) => {
-                    *held = (session.in_flight == 0).then(|| (session, Instant::now()));
+                    if session.in_flight == 0 {
+                        self.put_back(session);
+                    }
                     return Err(e.into());
                 }
                 Err(e) if last => return Err(e.into()),
-                Err(_) => {}
+                // The others broke with it.
+                Err(_) => self.idle().clear(),
             }
         }
         Err(io::Error::other("the export cannot be reached"))
@@ -87,10 +137,11 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        for (piece, at) in out.chunks_mut(crate::limits::PIECE).zip((offset..).step_by(crate::limits::PIECE)) {
-            // The closure may run twice, and each time fills all of it.
-            let piece = Mutex::new(piece);
-            self.ask(|session| session.read_exact_at(at, &mut piece.lock().unwrap_or_else(PoisonError::into_inner)))?;
+        for (piece, at) in out.chunks_mut(PIECE).zip((offset..).step_by(PIECE)) {
+            self.ahead.read(self.size, at, piece, |at, piece| {
+                // Asked twice, all of it is filled each time.
+                self.ask(|session| session.read_exact_at(at, piece))
+            })?;
         }
         Ok(())
     }
@@ -98,22 +149,41 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let mut at = offset;
         while at < self.size {
-            for (len, hole) in self.ask(|session| session.extents(at))? {
-                let end = at.saturating_add(len).min(self.size);
-                if !hole && at < end {
-                    return Ok(Some(at..end));
-                }
-                at = end;
+            let told = self.runs(at)?;
+            if let Some(data) = told.data.iter().find(|data| data.end > at) {
+                return Ok(Some(data.start.max(at)..data.end));
             }
+            at = told.range.end;
         }
         Ok(None)
     }
 
+    fn data_bytes(&self) -> io::Result<u64> {
+        let (mut at, mut sum) = (0, 0);
+        for _ in 0..MAP_REPLIES_MAX {
+            if at >= self.size {
+                return Ok(sum);
+            }
+            let told = self.runs(at)?;
+            sum += told.data.iter().map(|data| data.end - data.start).sum::<u64>();
+            at = told.range.end;
+        }
+        Ok(sum + (self.size - at))
+    }
+
     fn rest(&self) {
-        let Ok(mut held) = self.session.try_lock() else { return };
-        if let Some((session, _)) = held.take_if(|(_, used)| used.elapsed() > SESSION_KEPT) {
+        let mut idle = self.idle();
+        let unused = idle.iter().take_while(|(_, used)| used.elapsed() > SESSION_KEPT).count();
+        let unused: Vec<_> = idle.drain(..unused).collect();
+        let last = idle.is_empty() && !unused.is_empty();
+        drop(idle);
+        for (session, _) in unused {
             // It is only read from: what a goodbye does not say, the end of the connection does.
             let _ = session.disconnect();
+        }
+        if last {
+            self.ahead.clear();
+            *self.runs.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 }
@@ -121,7 +191,7 @@ impl<C: Fn() -> io::Result<Nbd> + Send + Sync> ReadAt for NbdImage<C> {
 /// A part of another image, as an image.
 pub struct Window<'a> {
     /// The whole.
-    pub whole: std::sync::Arc<dyn ReadAt + 'a>,
+    pub whole: Arc<dyn ReadAt + 'a>,
     /// The bytes of it.
     pub range: Range<u64>,
 }

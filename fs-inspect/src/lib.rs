@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod contents;
 mod diff;
 mod ext4;
@@ -14,6 +15,8 @@ pub mod limits;
 pub mod mount;
 mod partition;
 mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tree;
 mod walk;
 

@@ -14,6 +14,11 @@ pub trait ReadAt: Send + Sync {
     /// The first run of data that ends behind `offset`, clipped to begin there; `None` when only holes follow.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
 
+    /// Bytes of data in all; what is not worth being counted counts as data.
+    fn data_bytes(&self) -> io::Result<u64> {
+        Ok(self.size())
+    }
+
     /// Called now and then: what has not been used for a while, and can be had again, may be let go.
     fn rest(&self) {}
 }

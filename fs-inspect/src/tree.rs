@@ -5,6 +5,7 @@
 //!   * links are told, never followed;
 //!   * a tree is shared between threads and does not change.
 
+use crate::limits::RUNS_MAX;
 use std::ops::Range;
 use std::{fmt, io};
 
@@ -156,14 +157,16 @@ pub trait Tree: Send + Sync {
     fn extent(&self, file: Inode, offset: u64) -> Result<Extent, TreeError>;
 
     /// The first run of data of a file that ends behind `offset`, clipped to begin there; `None` when only holes follow.
+    /// Behind `RUNS_MAX` holes another one counts as data, which it may: it reads as zeros.
     fn next_data(&self, file: Inode, offset: u64) -> Result<Option<Range<u64>>, TreeError> {
-        let mut at = offset;
+        let (mut at, mut holes) = (offset, 0);
         loop {
             match self.extent(file, at)? {
                 Extent { len: 0, .. } => return Ok(None),
-                Extent { len, is_hole: false, .. } => return Ok(Some(at..at.saturating_add(len))),
-                Extent { len, .. } => at = at.saturating_add(len),
+                Extent { len, is_hole: true, .. } if holes < RUNS_MAX => at = at.saturating_add(len),
+                Extent { len, .. } => return Ok(Some(at..at.saturating_add(len))),
             }
+            holes += 1;
         }
     }
 

@@ -3,77 +3,12 @@
 
 mod common;
 
-use common::{debugfs, fill, mke2fs, Rng};
-use fs_inspect::{diff, open, Contents, FileKind, Inode, ReadAt, Tree};
+use common::{debugfs, fill, mke2fs, tree, Rng};
+use fs_inspect::diff;
+use fs_inspect::testing::survive;
 use std::fs;
-use std::io::{self, Read};
-use std::ops::Range;
+use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-
-/// An image in memory, which counts what is read of it.
-struct Counted(Vec<u8>, AtomicU64);
-
-impl ReadAt for Counted {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.1.fetch_add(out.len() as u64, Ordering::Relaxed);
-        let end = offset.checked_add(out.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let held =
-            usize::try_from(offset).ok().zip(usize::try_from(end).ok()).and_then(|(from, to)| self.0.get(from..to));
-        out.copy_from_slice(held.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        Ok((offset < self.size()).then_some(offset..self.size()))
-    }
-}
-
-/// Looks at everything, as deep as eight folders and 2,000 files.
-fn look(tree: &dyn Tree, inode: Inode, depth: usize, files: &mut u32) {
-    let mut children = Vec::new();
-    let _ = tree.entries(inode, 0, &mut |entry| {
-        assert!(!entry.name.contains(&b'/') && !entry.name.contains(&0) && entry.name != b"..", "{:?}", entry.name);
-        children.push(entry.inode);
-        children.len() < 2000
-    });
-    let _ = tree.parent(inode);
-    for child in children {
-        *files += 1;
-        if *files > 2000 {
-            return;
-        }
-        let Ok(what) = tree.attributes(child) else { continue };
-        tree.xattr_names(child).unwrap_or_default().iter().for_each(|name| drop(tree.xattr(child, name)));
-        match what.kind {
-            FileKind::Directory if depth < 8 => look(tree, child, depth + 1, files),
-            FileKind::File => {
-                let mut piece = [0; 8192];
-                for at in [0, 4095, what.size / 2, what.size.saturating_sub(5), u64::MAX - 3] {
-                    let _ = tree.read(child, at, &mut piece);
-                    let _ = tree.extent(child, at);
-                }
-            }
-            FileKind::Link => drop(tree.link_target(child)),
-            _ => {}
-        }
-    }
-}
-
-fn survive(bytes: Vec<u8>, what: &str) {
-    let size = bytes.len() as u64;
-    let image = Arc::new(Counted(bytes, AtomicU64::new(0)));
-    if let Ok(Contents::Tree(tree)) = open(image.clone()) {
-        look(&*tree, tree.root(), 0, &mut 0);
-        let _ = tree.lookup(tree.root(), b"no such name");
-        let _ = diff(&*tree, &*tree, std::iter::once(0..u64::MAX).collect());
-    }
-    let read = image.1.load(Ordering::Relaxed);
-    assert!(read < 100 * size, "{what}: {read} bytes read of an image of {size}");
-}
 
 fn image(scratch: &Path, options: &[&str], seed: u64) -> Vec<u8> {
     let (folder, image) = (scratch.join(format!("folder {seed}")), scratch.join(format!("image {seed}")));
@@ -200,4 +135,72 @@ fn crafted_images_end() {
     ] {
         survive(craft(&format!("set_super_value {field}\n")), field);
     }
+}
+
+/// Found by the fuzz target `ext4_image`: the descriptors' place was computed to lie before the disk.
+#[test]
+fn a_first_block_that_lies_anywhere_is_damage() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    for block in [2u32, 3, 1000, u32::MAX] {
+        mke2fs(&path, None, "4M", &["-t", "ext4", "-b", "1024", "-O", "^metadata_csum,meta_bg,^resize_inode"]);
+        let mut bytes = fs::read(&path).expect("an image");
+        bytes[1024 + 0x14..1024 + 0x18].copy_from_slice(&block.to_le_bytes());
+        // Descriptors lie in their own groups from the first one on.
+        bytes[1024 + 0x104..1024 + 0x108].fill(0);
+        survive(bytes, &format!("a first block {block}"));
+    }
+}
+
+/// Makes `name` a file of four million blocks, all of them its first one: tables of pointers that lead to one table each.
+fn repeat_first_block(path: &Path, scratch: &Path, name: &str) {
+    let block = |name: &str| {
+        let told = debugfs(path, &format!("bmap {name} 0\n"));
+        told.trim().lines().last().and_then(|line| line.trim().parse::<u32>().ok()).expect("a block")
+    };
+    let mut below = block(name);
+    for (table, field) in [("one", "IND"), ("two", "DIND"), ("three", "TIND")] {
+        let bytes = scratch.join(table);
+        fs::write(&bytes, below.to_le_bytes().repeat(256)).expect("a table");
+        debugfs(path, &format!("write {} {table}\n", bytes.display()));
+        below = block(table);
+        debugfs(path, &format!("set_inode_field {name} block[{field}] {below}\n"));
+    }
+    debugfs(path, &format!("set_inode_field {name} size 0xfffffc00\n"));
+}
+
+/// Listing it took seconds, and a lookup as long.
+#[test]
+fn a_directory_of_one_block_over_and_over_is_damage() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    mke2fs(&path, None, "4M", &["-t", "ext2", "-b", "1024"]);
+    debugfs(&path, "mkdir a\n");
+    repeat_first_block(&path, scratch.path(), "a");
+    let tree = tree(&path);
+    let a = tree.lookup(tree.root(), b"a").expect("the directory");
+    let listed = tree.entries(a, 0, &mut |_| true).expect_err("it is longer than any");
+    assert!(listed.to_string().contains("longer than any"), "{listed}");
+    assert!(tree.lookup(a, b"name").is_err());
+    survive(fs::read(&path).expect("an image"), "one block over and over");
+}
+
+/// Found by the fuzz target `ext4_image`: what is compared at most followed from the size that the superblock claims.
+#[test]
+fn a_disk_that_claims_to_be_large_is_compared_no_longer() {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let path = scratch.path().join("image");
+    mke2fs(&path, None, "4M", &["-t", "ext2", "-b", "1024"]);
+    let content = scratch.path().join("content");
+    fs::write(&content, [7; 1024]).expect("a file");
+    debugfs(&path, &format!("write {} file\n", content.display()));
+    repeat_first_block(&path, scratch.path(), "file");
+    let mut bytes = fs::read(&path).expect("an image");
+    // Of blocks.
+    bytes[1024 + 4..1024 + 8].fill(0xff);
+    fs::write(&path, bytes).expect("an image");
+    let tree = tree(&path);
+    let compared = diff(&*tree, &*tree, std::iter::once(0..u64::MAX).collect());
+    let why = compared.expect_err("its files claim more than it has").to_string();
+    assert!(why.contains("more than the disk has"), "{why}");
 }

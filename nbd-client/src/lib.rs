@@ -30,6 +30,7 @@ const STATUS: u16 = 7;
 const FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 const REPLY_DONE: u16 = 1;
 const DATA: u16 = 1;
+const HOLE: u16 = 2;
 const EXTENTS: u16 = 6;
 const ERROR: u16 = 1 << 15;
 const HOLE_FLAG: u64 = 1;
@@ -40,6 +41,8 @@ const REPLY_BYTES_MAX: u64 = 64 << 20;
 pub enum Chunk {
     /// Bytes of the export at this offset, in [`Nbd::payload`].
     Data(u64),
+    /// Zeros: at this offset, so many bytes.
+    Hole(u64, u64),
     /// Runs from the request's offset on: length, and whether it is a hole.
     Extents(Vec<(u64, bool)>),
     /// Nothing but that the request goes on or is done.
@@ -148,16 +151,20 @@ impl Nbd {
         Ok(self.stream.write_all(data)?)
     }
 
-    /// The next chunk of some reply.
-    pub fn next_chunk(&mut self) -> Result<Chunk, Error> {
+    /// The header of the next chunk: its kind, and the length of what follows.
+    fn chunk(&mut self) -> Result<(u16, u64), Error> {
         let mut header = [0; 32];
         self.stream.read_exact(&mut header)?;
         if be(&header[..4]) != u64::from(REPLY_MAGIC) {
             return Err(broken("a reply without its magic"));
         }
         let (flags, kind) = (be(&header[4..6]) as u16, be(&header[6..8]) as u16);
-        self.receive(be(&header[24..]))?;
-        self.in_flight -= usize::from(flags & REPLY_DONE != 0);
+        self.in_flight = self.in_flight.saturating_sub(usize::from(flags & REPLY_DONE != 0));
+        Ok((kind, be(&header[24..])))
+    }
+
+    /// What a chunk of this kind says that was received.
+    fn told(&self, kind: u16) -> Result<Chunk, Error> {
         if kind & ERROR != 0 {
             let errno = self.body.get(..4).map_or(0, be) as u32;
             let why = String::from_utf8_lossy(self.body.get(6..).unwrap_or_default()).into_owned();
@@ -165,12 +172,20 @@ impl Nbd {
         }
         match kind {
             DATA if self.body.len() >= 8 => Ok(Chunk::Data(be(&self.body[..8]))),
+            HOLE if self.body.len() >= 12 => Ok(Chunk::Hole(be(&self.body[..8]), be(&self.body[8..12]))),
             EXTENTS if self.body.len() >= 8 => {
                 let run = |entry: &[u8]| (be(&entry[..8]), be(&entry[8..]) & HOLE_FLAG != 0);
                 Ok(Chunk::Extents(self.body[8..].chunks_exact(16).map(run).collect()))
             }
             _ => Ok(Chunk::Other),
         }
+    }
+
+    /// The next chunk of some reply.
+    pub fn next_chunk(&mut self) -> Result<Chunk, Error> {
+        let (kind, len) = self.chunk()?;
+        self.receive(len)?;
+        self.told(kind)
     }
 
     /// The bytes of the [`Chunk::Data`] that came last.
@@ -206,14 +221,38 @@ impl Nbd {
         let end = offset.checked_add(out.len() as u64).filter(|end| *end <= self.size);
         end.ok_or_else(|| broken("a read beyond the export's end"))?;
         self.read(offset, out.len() as u64)?;
-        out.fill(0);
+        let place = |at: u64, len: u64| {
+            let from = usize::try_from(at.checked_sub(offset)?).ok()?;
+            Some(from..from.checked_add(usize::try_from(len).ok()?)?)
+        };
+        let mut told = 0;
         while self.in_flight > 0 {
-            if let Chunk::Data(at) = self.next_chunk()? {
-                let payload = self.body.get(8..).unwrap_or_default();
-                let place = at.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
-                let place = place.and_then(|at| out.get_mut(at..at.checked_add(payload.len())?));
-                place.ok_or_else(|| broken("data that was not asked for"))?.copy_from_slice(payload);
-            }
+            let (kind, len) = self.chunk()?;
+            told += match kind {
+                DATA if len >= 8 => {
+                    let mut at = [0; 8];
+                    self.stream.read_exact(&mut at)?;
+                    let (at, len) = (be(&at), len - 8);
+                    let into = place(at, len).and_then(|place| out.get_mut(place));
+                    self.stream.read_exact(into.ok_or_else(|| broken("data that was not asked for"))?)?;
+                    len
+                }
+                kind => {
+                    self.receive(len)?;
+                    match self.told(kind)? {
+                        Chunk::Hole(at, len) => {
+                            let hole = place(at, len).and_then(|place| out.get_mut(place));
+                            hole.ok_or_else(|| broken("a hole that was not asked for"))?.fill(0);
+                            len
+                        }
+                        _ => 0,
+                    }
+                }
+            };
+        }
+        // Each byte is told once: a server that leaves some out has not answered.
+        if told < out.len() as u64 {
+            return Err(broken("a reply that leaves bytes out"));
         }
         Ok(())
     }

@@ -169,12 +169,23 @@ pub fn serve_beside(pool: &Path, folder: &Path) -> io::Result<Beside> {
 
 /// The worker is gone: so is the mount.
 fn end(folder: &Path, ended: ExitStatus, told: bool) -> Result<(), Failure> {
-    // It may be taken away already: that is how a mount ends.
-    let left = told && detach(folder, true).is_ok();
+    // It may be taken away already: that is how a mount ends. Another one may be in its place.
+    let left = told && is_dead(folder) && detach(folder, true).is_ok();
     if ended.success() || !left && told {
         return Ok(());
     }
     Err(Failure::new("io", format!("the inspector of {} ended: {ended}; mount it again", folder.display())))
+}
+
+/// Whether what is mounted there has nobody who serves it. Asked in a way that no cache answers.
+fn is_dead(folder: &Path) -> bool {
+    let Ok(path) = CString::new(folder.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the path ends with NUL, and both values live to the end of the call.
+    let outcome = unsafe {
+        let mut about = std::mem::zeroed();
+        libc::statfs(path.as_ptr(), &mut about)
+    };
+    outcome != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOTCONN)
 }
 
 /// Takes a mount away.

@@ -61,6 +61,11 @@ impl Blocks {
         self.superblock.block_size
     }
 
+    /// Bytes of the image, whatever the superblock claims.
+    pub fn image_size(&self) -> u64 {
+        self.image.size()
+    }
+
     /// Fills `out` with whole blocks from `first` on, as they count.
     pub fn read(&self, first: u64, out: &mut [u8]) -> Result<(), TreeError> {
         let size = self.size() as usize;
@@ -116,13 +121,17 @@ impl Blocks {
         let (block, size) = (self.get(block)?, self.superblock.descriptor_size as usize);
         let bytes = block.get(at..at + size).unwrap_or_default();
         if let Some(seed) = self.superblock.seed {
-            let sum = checksum(checksum(seed, &(group as u32).to_le_bytes()), bytes.get(..0x1e).unwrap_or_default());
-            let sum = checksum(checksum(sum, &[0, 0]), bytes.get(0x20..).unwrap_or_default());
-            if sum as u16 != le::u16(bytes, 0x1e) {
+            if group_checksum(seed, group, bytes) as u16 != le::u16(bytes, 0x1e) {
                 return Err(TreeError::Damaged(format!("the checksum of group {group} does not match")));
             }
         }
         let high = if size > 32 { u64::from(le::u32(bytes, 0x28)) << 32 } else { 0 };
         Ok(u64::from(le::u32(bytes, 8)) | high)
     }
+}
+
+/// The checksum of a group's descriptor, of which 16 bits are kept in it.
+pub fn group_checksum(seed: u32, group: u64, descriptor: &[u8]) -> u32 {
+    let sum = checksum(checksum(seed, &(group as u32).to_le_bytes()), descriptor.get(..0x1e).unwrap_or_default());
+    checksum(checksum(sum, &[0, 0]), descriptor.get(0x20..).unwrap_or_default())
 }

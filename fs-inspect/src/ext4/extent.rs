@@ -65,7 +65,14 @@ pub fn by_extents(blocks: &Blocks, node: &Node, block: u64) -> Result<Mapping, T
         let entry = |index: usize| all.get(HEADER + ENTRY * index..HEADER + ENTRY * (index + 1)).unwrap_or_default();
         let first = |index: usize| le::u32(entry(index), 0);
         // The last that begins at or before it; what begins behind it ends a hole.
-        let behind = (0..count).collect::<Vec<_>>().partition_point(|index| first(*index) <= wanted);
+        let (mut behind, mut end) = (0, count);
+        while behind < end {
+            let middle = behind + (end - behind) / 2;
+            match first(middle) <= wanted {
+                true => behind = middle + 1,
+                false => end = middle,
+            }
+        }
         if behind < count {
             limit = limit.min(u64::from(first(behind)));
         }

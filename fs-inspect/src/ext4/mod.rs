@@ -12,6 +12,8 @@ mod directory;
 mod extent;
 mod inode;
 mod journal;
+#[cfg(feature = "testing")]
+mod mended;
 mod superblock;
 mod xattr;
 
@@ -23,6 +25,9 @@ use inode::Node;
 use std::ops::Range;
 use std::sync::Arc;
 use superblock::Superblock;
+
+#[cfg(feature = "testing")]
+pub use mended::mended;
 
 const ROOT: Inode = 2;
 
@@ -64,7 +69,8 @@ impl Tree for Ext4 {
     }
 
     fn size(&self) -> u64 {
-        self.blocks.superblock.blocks * self.blocks.size()
+        // What it claims beyond the image's end cannot hold anything.
+        (self.blocks.superblock.blocks * self.blocks.size()).min(self.blocks.image_size())
     }
 
     fn attributes(&self, file: Inode) -> Result<Attributes, TreeError> {

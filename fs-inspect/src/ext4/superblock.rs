@@ -143,6 +143,10 @@ impl Superblock {
         }
         // Clusters of several blocks make groups larger than eight times the bits of a block.
         let (blocks, inodes) = (self.blocks_per_group, u64::from(self.inodes_per_group));
+        // Only with blocks of 1 KiB something lies before the first one: the boot sector.
+        if self.first_data_block > 1 {
+            return Err(damaged(format!("a first block {}", self.first_data_block)));
+        }
         if blocks == 0 || inodes == 0 || inodes > 8 * self.block_size || self.blocks <= self.first_data_block {
             return Err(damaged("its geometry cannot be"));
         }

@@ -15,23 +15,30 @@ mod nodes;
 mod states;
 
 use crate::contents::Contents;
+use crate::limits::RUNS_MAX;
 use crate::source::ReadAt;
 use crate::tree::{FileKind, Tree, TreeError};
 use attributes::{errno, file_attributes, plain, KEPT, LOOKED};
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyXattr, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyXattr, Request,
 };
 use nodes::{Node, Nodes};
 use states::{State, States};
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Checkpoints that have a folder of their own without being asked for.
 pub const SHOWN: usize = 5;
+
+/// Bytes of one answer: the kernel asks for no more.
+const READ_MAX: usize = 16 << 20;
 
 /// A checkpoint, as the pool tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,13 +68,16 @@ type Add<'a> = dyn FnMut(&Node, u64, Option<FileKind>, &OsStr) -> bool + 'a;
 pub struct Mount {
     states: Arc<States>,
     nodes: Nodes,
+    /// The kernel wants to be told that a file can be opened.
+    is_open_needed: AtomicBool,
 }
 
 impl Mount {
     /// All volumes of a pool, or one of them.
     pub fn new(pool: Box<dyn Pool>, volume: Option<String>) -> Self {
         let root = volume.map_or(Node::Root, Node::Volume);
-        Self { states: Arc::new(States::new(pool)), nodes: Nodes::new(root) }
+        let (states, nodes) = (Arc::new(States::new(pool)), Nodes::new(root));
+        Self { states, nodes, is_open_needed: AtomicBool::new(true) }
     }
 
     /// Notices twice a second what is gone, and lets go of what is not used. Runs until the file system is no more.
@@ -223,8 +233,10 @@ impl Mount {
                 (plain(number, FileType::Symlink, len as u64, 0), Duration::ZERO)
             }
             Node::Image { state } => {
-                let size = self.state(*state)?.image()?.size();
-                (plain(number, FileType::RegularFile, size, made(*state)?), KEPT)
+                let held = self.state(*state)?;
+                let mut told = plain(number, FileType::RegularFile, held.image()?.size(), held.created);
+                told.blocks = held.data_bytes()?.div_ceil(512);
+                (told, KEPT)
             }
             Node::About { state } => {
                 let held = self.state(*state)?;
@@ -237,27 +249,25 @@ impl Mount {
         })
     }
 
-    fn bytes(&self, node: &Node, offset: u64, size: usize) -> Result<Vec<u8>, Errno> {
-        let of_text = |text: &[u8]| {
+    /// Fills `out` with a file's bytes from `offset` on; returns how many there were before its end.
+    fn bytes(&self, node: &Node, offset: u64, out: &mut [u8]) -> Result<usize, Errno> {
+        let of_text = |text: &[u8], out: &mut [u8]| {
             let from = text.get(usize::try_from(offset).unwrap_or(usize::MAX).min(text.len())..).unwrap_or_default();
-            from.get(..size.min(from.len())).unwrap_or_default().to_vec()
+            out.iter_mut().zip(from).map(|(out, byte)| *out = *byte).count()
         };
         match node {
             Node::File { state, part, inode } => {
-                let mut out = vec![0; size];
-                let read = self.tree(*state, *part)?.read((*inode).into(), offset, &mut out);
-                let got = read.map_err(|e| errno(&e))?;
-                out.truncate(got);
-                Ok(out)
+                let read = self.tree(*state, *part)?.read((*inode).into(), offset, out);
+                read.map_err(|e| errno(&e))
             }
             Node::Image { state } => {
                 let image = self.state(*state)?.image()?;
-                let mut out = vec![0; (size as u64).min(image.size().saturating_sub(offset)) as usize];
-                image.read_at(offset, &mut out).map_err(|_| Errno::EIO)?;
-                Ok(out)
+                let len = (out.len() as u64).min(image.size().saturating_sub(offset)) as usize;
+                image.read_at(offset, out.get_mut(..len).unwrap_or_default()).map_err(|_| Errno::EIO)?;
+                Ok(len)
             }
-            Node::About { state } => Ok(of_text(self.state(*state)?.info.as_bytes())),
-            Node::Readme { state, part } => Ok(of_text(self.readme(*state, *part)?.as_bytes())),
+            Node::About { state } => Ok(of_text(self.state(*state)?.info.as_bytes(), out)),
+            Node::Readme { state, part } => Ok(of_text(self.readme(*state, *part)?.as_bytes(), out)),
             _ => Err(Errno::EISDIR),
         }
     }
@@ -312,7 +322,7 @@ impl Mount {
             _ => Ok((at < size).then_some(at..size)),
         };
         let mut at = offset;
-        loop {
+        for _ in 0..RUNS_MAX {
             match next(at)? {
                 None if hole => return Ok(at),
                 None => return Err(Errno::ENXIO),
@@ -321,9 +331,10 @@ impl Mount {
                 Some(data) => at = data.end.max(at + 1),
             }
             if at >= size {
-                return Ok(size);
+                break;
             }
         }
+        Ok(size)
     }
 
     fn xattrs<T>(&self, number: INodeNo, ask: impl FnOnce(&dyn Tree, u64) -> Result<T, TreeError>) -> Result<T, Errno> {
@@ -356,6 +367,19 @@ fn sized(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Errno>) {
 }
 
 impl Filesystem for Mount {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // A folder is told with its files' attributes when they are going to be asked for; many list at a time. A
+        // kernel that cannot do one of these does without. Links are not kept by it: `latest` changes.
+        let wanted =
+            [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_READDIRPLUS_AUTO, InitFlags::FUSE_PARALLEL_DIROPS];
+        for one in wanted {
+            let _ = config.add_capabilities(one);
+        }
+        let no_open = config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT).is_ok();
+        self.is_open_needed.store(!no_open, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.find(parent, name).and_then(|node| self.attributes(&node)) {
             Ok((attributes, ttl)) => reply.entry(&ttl, &attributes, Generation(0)),
@@ -377,8 +401,25 @@ impl Filesystem for Mount {
         }
     }
 
+    /// Nothing is to be done, now or later: a kernel that knows this answer does not ask again, and keeps what it read.
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        match self.is_open_needed.load(Ordering::Relaxed) {
+            false => reply.error(Errno::ENOSYS),
+            true => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+        }
+    }
+
+    /// Folders of checkpoints never change: the kernel keeps what was listed. Ours do.
+    fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let kept = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        let flags = self.node(number).and_then(|node| match node {
+            Node::File { state, .. } => self.state(state).map(|_| kept),
+            _ => Ok(FopenFlags::empty()),
+        });
+        match flags {
+            Ok(flags) => reply.opened(FileHandle(0), flags),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn read(
@@ -392,10 +433,22 @@ impl Filesystem for Mount {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.node(number).and_then(|node| self.bytes(&node, offset, size as usize)) {
-            Ok(bytes) => reply.data(&bytes),
-            Err(e) => reply.error(e),
+        thread_local! {
+            /// What one thread answers with: memory that was touched once is faster than new one.
+            static ANSWER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
+        ANSWER.with_borrow_mut(|answer| {
+            let len = (size as usize).min(READ_MAX);
+            if answer.len() < len {
+                answer.resize(len, 0);
+            }
+            let out = answer.get_mut(..len).unwrap_or_default();
+            let got = self.node(number).and_then(|node| self.bytes(&node, offset, out));
+            match got {
+                Ok(got) => reply.data(out.get(..got).unwrap_or_default()),
+                Err(e) => reply.error(e),
+            }
+        });
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {

@@ -34,6 +34,7 @@ pub struct State {
 struct Held {
     image: Option<Arc<dyn ReadAt>>,
     contents: Option<Arc<Contents>>,
+    data_bytes: Option<u64>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -58,6 +59,17 @@ impl State {
         let image = self.pool.image(&self.volume, &self.id).map_err(|e| failed(&e))?;
         held.image = Some(image.clone());
         Ok(image)
+    }
+
+    /// Bytes of the disk that are no holes.
+    pub fn data_bytes(&self) -> Result<u64, Errno> {
+        let image = self.image()?;
+        if let Some(known) = locked(&self.held).data_bytes {
+            return Ok(known);
+        }
+        let found = image.data_bytes().map_err(|e| failed(&e))?;
+        locked(&self.held).data_bytes = Some(found);
+        Ok(found)
     }
 
     /// What is on the disk.
@@ -159,8 +171,11 @@ impl States {
 
     /// Whether a checkpoint is there still.
     pub fn check(&self, state: &State) -> Result<(), Errno> {
-        // A pool that does not answer says nothing of it.
-        let _ = self.all(&state.volume);
+        // Asked at each request: what is fresh is not copied. A pool that does not answer says nothing of it.
+        let asked = locked(&self.known).lists.get(&state.volume).map(|(since, _)| *since);
+        if asked.is_none_or(|since| since.elapsed() >= LOOKED) {
+            let _ = self.all(&state.volume);
+        }
         match state.gone.load(Ordering::Relaxed) {
             true => Err(Errno::ESTALE),
             false => Ok(()),
