@@ -392,6 +392,7 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
                 "sent_block_bytes": sent.block_bytes, "sent_manifests": sent.manifests,
             })))
         }
+        "vhost.listen" => Err(invalid("volumes are served by a daemon, and none runs on this pool: start cairn serve")),
         "metrics" => Err(invalid(
             "metrics are counted by a daemon, and none runs on this pool: start cairn serve, or use cairn stats",
         )),

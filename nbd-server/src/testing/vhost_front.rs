@@ -2,7 +2,8 @@
 //! so that a mistake in the daemon's reading of it is not made twice; and it can be made to lie.
 
 use crate::poll;
-use crate::vhost::{memory_file, send_message, Mapping};
+use crate::vhost::testing::{memory_file, send_message};
+use crate::vhost::Mapping;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;

@@ -137,7 +137,7 @@ pub fn walk(memory: &dyn Memory, table: u64, size: u16, head: u16, indirect: boo
 
 fn walk_table(memory: &dyn Memory, outer: &Descriptor, walk: &mut Walk) -> Result<(), Malformed> {
     let len = outer.len as usize;
-    if len == 0 || len % DESCRIPTOR_BYTES != 0 || len / DESCRIPTOR_BYTES > CHAIN_MAX {
+    if len == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) || len / DESCRIPTOR_BYTES > CHAIN_MAX {
         return Err(malformed("an indirect table of a length that it cannot have"));
     }
     let mut table = vec![0; len];
@@ -156,4 +156,102 @@ fn walk_table(memory: &dyn Memory, outer: &Descriptor, walk: &mut Walk) -> Resul
         index = usize::from(found.next);
     }
     Err(malformed("descriptors without end, in an indirect table"))
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::super::memory::testing::Array;
+    use super::*;
+
+    const BASE: u64 = 0x4000;
+    const RAM: usize = 0x4000;
+    const TABLE: u64 = BASE;
+    const DATA: u64 = BASE + 0x1000;
+
+    type Told = (u64, u32, u16, u16);
+
+    fn memory(at: u64, told: &[Told]) -> Array {
+        let memory = Array::new(BASE, vec![0; RAM]);
+        put(&memory, at, told);
+        memory
+    }
+
+    fn put(memory: &Array, at: u64, told: &[Told]) {
+        for (i, (address, len, flags, next)) in (0u64..).zip(told) {
+            let mut bytes = address.to_le_bytes().to_vec();
+            bytes.extend(len.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            bytes.extend(next.to_le_bytes());
+            memory.write(at + 16 * i, &bytes).expect("inside");
+        }
+    }
+
+    fn walked(told: &[Told]) -> Result<Chain, Malformed> {
+        walk(&memory(TABLE, told), TABLE, 8, 0, true)
+    }
+
+    fn fails(told: &[Told], words: &str, status: Option<u64>) {
+        let malformed = walked(told).expect_err(words);
+        assert!(malformed.why.contains(words), "{} is not {words}", malformed.why);
+        assert_eq!(malformed.status, status, "{words}");
+    }
+
+    #[test]
+    fn an_honest_request_is_what_its_descriptors_say() {
+        let chain = walked(&[(DATA, 16, NEXT, 3), (0, 0, 0, 0), (0, 0, 0, 0), (DATA + 64, 512, NEXT | WRITE, 1)]);
+        // The third descriptor is none: the chain goes on at the second, which has no length.
+        assert!(chain.is_err());
+        let chain = walked(&[(DATA, 16, NEXT, 1), (DATA + 64, 512, NEXT | WRITE, 2), (DATA + 16, 1, WRITE, 0)]);
+        let chain = chain.expect("honest");
+        assert_eq!(chain.readable, [Buffer { at: DATA, len: 16 }]);
+        assert_eq!(chain.writable, [Buffer { at: DATA + 64, len: 512 }, Buffer { at: DATA + 16, len: 1 }]);
+    }
+
+    #[test]
+    fn what_does_not_end_ends() {
+        fails(&[(DATA, 16, NEXT, 0)], "without end", None);
+        fails(&[(DATA, 16, NEXT, 1), (DATA, 16, NEXT, 0)], "without end", None);
+        fails(&[(DATA, 16, NEXT, 8)], "that is none", None);
+        fails(&[(DATA, 16, NEXT, u16::MAX)], "that is none", None);
+    }
+
+    #[test]
+    fn what_lies_elsewhere_is_not_touched() {
+        let end = BASE + RAM as u64;
+        for (at, len) in [(0, 16), (end - 15, 16), (u64::MAX - 3, 16), (BASE, u32::MAX), (end, 1), (BASE - 1, 2)] {
+            let status = (DATA, 1, WRITE, 0);
+            fails(&[(at, len, NEXT, 1), status], "outside", Some(DATA));
+            fails(&[(at, len, NEXT | WRITE, 1), status], "outside", Some(DATA));
+            fails(&[(at, len, INDIRECT, 0)], "table", None);
+        }
+    }
+
+    #[test]
+    fn what_is_in_the_wrong_place_is_answered_where_the_status_is() {
+        fails(&[(DATA, 0, NEXT, 1), (DATA, 1, WRITE, 0)], "no length", Some(DATA));
+        fails(&[(DATA, 1, NEXT | WRITE, 1), (DATA, 16, NEXT, 2), (DATA + 9, 4, WRITE, 0)], "behind", Some(DATA + 12));
+        // The last one is where the status would be, and is none.
+        fails(&[(DATA, 16, NEXT, 1), (DATA, 1, NEXT | WRITE, 2), (0, 1, WRITE, 0)], "outside", None);
+    }
+
+    #[test]
+    fn tables_are_what_they_may_be() {
+        let table = DATA + 0x100;
+        for len in [0, 1, 15, 17, 16 * (CHAIN_MAX as u32 + 1), u32::MAX - 15] {
+            fails(&[(table, len, INDIRECT, 0)], "table", None);
+        }
+        fails(&[(table, 32, INDIRECT | NEXT, 1)], "goes on", None);
+        let inner = |told: &[Told]| {
+            let memory = memory(TABLE, &[(table, 32, INDIRECT, 0)]);
+            put(&memory, table, told);
+            walk(&memory, TABLE, 8, 0, true)
+        };
+        let why = |told: &[Told]| inner(told).expect_err("malformed").why;
+        assert!(why(&[(table, 32, INDIRECT, 0)]).contains("in another"));
+        assert!(why(&[(DATA, 16, NEXT, 0)]).contains("without end"));
+        assert!(why(&[(DATA, 16, NEXT, 2)]).contains("none"));
+        assert_eq!(inner(&[(DATA, 16, NEXT, 1), (DATA, 1, WRITE, 0)]).expect("honest").writable.len(), 1);
+        let memory = memory(TABLE, &[(table, 32, INDIRECT, 0)]);
+        assert!(walk(&memory, TABLE, 8, 0, false).expect_err("not agreed on").why.contains("agreed"));
+    }
 }

@@ -476,7 +476,8 @@ impl Guest {
 
     /// A change is made: the answer is due, or is after a sync when the driver never flushes.
     fn finish(&mut self, work: &Work, metrics: &mut Metrics, waits: &mut Vec<GuestWait>) {
-        metrics.requests[if matches!(work.request.wanted, Wanted::Write(_)) { 1 } else { 2 }] += 1;
+        let [_, writes, trims, ..] = &mut metrics.requests;
+        *if matches!(work.request.wanted, Wanted::Write(_)) { writes } else { trims } += 1;
         let answer = Answer::to(work, Status::Ok);
         if self.device.has_flush() {
             self.answer(answer);

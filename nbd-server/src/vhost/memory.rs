@@ -29,7 +29,7 @@ pub fn offset(at: u64, by: u64) -> Result<u64, Fault> {
     at.checked_add(by).ok_or(Fault)
 }
 
-#[cfg(any(test, feature = "testing"))]
+#[cfg(feature = "testing")]
 pub mod testing {
     //! Memory that is an array.
 

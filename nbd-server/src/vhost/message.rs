@@ -273,3 +273,69 @@ pub fn config_answer(offset: u32, flags: u32, bytes: &[u8]) -> Vec<u8> {
     out.extend(bytes);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn headers_of_others_are_refused() {
+        let read = |words: &[u32]| header(bytes(words).as_slice().try_into().expect("twelve bytes"));
+        assert_eq!(read(&[5, 9, 4096]), Ok(Header { request: 5, need_reply: true, size: 4096 }));
+        for bad in [[1, 0, 0], [1, 2, 0], [1, 3, 0], [1, 5, 0], [1, 1, 4097], [1, 1, u32::MAX]] {
+            assert!(read(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Kind, payload, and how many descriptors it has.
+    fn honest() -> Vec<(u32, Vec<u8>, usize)> {
+        let memory = |n: u32| [bytes(&[n, 0]), vec![1; n as usize * REGION_BYTES]].concat();
+        let config = [bytes(&[0, 8, 0]), vec![0; 8]].concat();
+        let none = [1, 3, 4, 15, 17].map(|kind| (kind, Vec::new(), 0));
+        let numbers = [(2, 0), (16, 0), (12, 1), (13, 1), (14, 1)].map(|(kind, fds)| (kind, vec![0; 8], fds));
+        let pairs = [8, 10, 11, 18].map(|kind| (kind, bytes(&[1, 1]), 0));
+        let mut all = vec![
+            (5, memory(1), 1),
+            (5, memory(8), 8),
+            (6, vec![0; 16], 1),
+            (9, vec![0; 40], 0),
+            (13, bytes(&[1 << 8, 0]), 0),
+            (21, Vec::new(), 1),
+            (24, config.clone(), 0),
+            (25, config, 0),
+            (31, vec![0; 24], 0),
+            (32, vec![0; 20], 1),
+        ];
+        all.extend(none);
+        all.extend(numbers);
+        all.extend(pairs);
+        all
+    }
+
+    #[test]
+    fn every_kind_has_its_length_and_its_descriptors() {
+        for (kind, payload, fds) in honest() {
+            assert!(parse(kind, &payload, fds).is_ok(), "{kind}");
+            for wrong in (0..12).filter(|count| *count != fds) {
+                assert!(parse(kind, &payload, wrong).is_err(), "{kind} with {wrong} descriptors");
+            }
+            for len in (0..=payload.len() + 40).filter(|len| *len != payload.len()) {
+                let mut other = payload.clone();
+                other.resize(len, 0);
+                let may = [20, 24].contains(&len) && [31, 32].contains(&kind);
+                assert_eq!(parse(kind, &other, fds).is_ok(), may, "{kind} of {len} bytes");
+            }
+        }
+        for count in [0, 9, u32::MAX] {
+            assert!(parse(5, &[bytes(&[count, 0]), vec![0; 9 * 32]].concat(), count as usize).is_err());
+        }
+        assert!(parse(18, &bytes(&[0, 2]), 0).is_err(), "neither on nor off");
+        assert!(parse(12, &bytes(&[1 << 9, 0]), 1).is_err(), "bits that mean nothing");
+        assert_eq!(parse(40, &[1, 2], 3), Ok(Message::Unknown(40)));
+        assert!(parse(40, &[], 9).is_err());
+    }
+}

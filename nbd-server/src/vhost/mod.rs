@@ -35,7 +35,17 @@ mod work;
 
 pub(crate) use guest::{Guest, GuestWait, Next};
 #[cfg(feature = "testing")]
-pub(crate) use {
-    mapping::{memory_file, Mapping},
-    socket::send as send_message,
-};
+pub(crate) use mapping::Mapping;
+
+/// What the fuzzer takes apart.
+#[cfg(feature = "testing")]
+pub(crate) mod testing {
+    pub(crate) use super::chain::walk;
+    pub(crate) use super::mapping::memory_file;
+    pub(crate) use super::memory::testing::Array;
+    pub(crate) use super::memory::Memory;
+    pub(crate) use super::message::{header, parse as parse_message};
+    pub(crate) use super::request::{parse as parse_request, Bounds, Wanted};
+    pub(crate) use super::ring::{Places, Ring};
+    pub(crate) use super::socket::send as send_message;
+}

@@ -137,7 +137,7 @@ impl Request {
         }
         let inside = |offset: u64, length: u64| {
             let fits = offset.checked_add(length).is_some_and(|end| end <= bounds.size);
-            if fits && length % SECTOR == 0 {
+            if fits && length.is_multiple_of(SECTOR) {
                 Ok(())
             } else {
                 Err(Status::IoError)
@@ -162,7 +162,7 @@ fn offset(sector: u64) -> Result<u64, Status> {
 fn ranges(memory: &dyn Memory, readable: &mut Vec<Buffer>, zero: bool) -> Result<Vec<Range>, Status> {
     let len = usize::try_from(bytes(readable)).map_err(|_| Status::IoError)?;
     let count = len / RANGE_BYTES;
-    if len % RANGE_BYTES != 0 || count == 0 || count > RANGES_MAX {
+    if !len.is_multiple_of(RANGE_BYTES) || count == 0 || count > RANGES_MAX {
         return Err(Status::IoError);
     }
     let mut raw = vec![0; len];

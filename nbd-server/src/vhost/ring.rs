@@ -76,9 +76,9 @@ impl Ring {
     pub fn new(memory: &dyn Memory, size: u16, places: Places, event_idx: bool, next: u16) -> Option<Self> {
         let entries = u64::from(size);
         let fits = is_size(size)
-            && places.table % 16 == 0
-            && places.available % 2 == 0
-            && places.used % 4 == 0
+            && places.table.is_multiple_of(16)
+            && places.available.is_multiple_of(2)
+            && places.used.is_multiple_of(4)
             && memory.holds(places.table, 16 * entries)
             && memory.holds(places.available, 6 + 2 * entries)
             && memory.holds(places.used, 6 + 8 * entries);
@@ -197,4 +197,84 @@ impl Ring {
 /// Whether a ring can have so many entries.
 pub fn is_size(size: u16) -> bool {
     size.is_power_of_two() && size <= RING_MAX
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::super::memory::testing::Array;
+    use super::*;
+
+    const PLACES: Places = Places { table: 0, available: 0x100, used: 0x200 };
+
+    fn ring(event_idx: bool) -> (Array, Ring) {
+        let memory = Array::new(0, vec![0; 0x400]);
+        let ring = Ring::new(&memory, 8, PLACES, event_idx, 0).expect("it fits");
+        (memory, ring)
+    }
+
+    fn offer(memory: &Array, index: u16, head: u16) {
+        memory.store(0x104 + 2 * u64::from((index - 1) % 8), head).expect("inside");
+        memory.store(0x102, index).expect("inside");
+    }
+
+    #[test]
+    fn places_and_sizes_that_cannot_be_are_refused() {
+        let memory = Array::new(0, vec![0; 0x400]);
+        for size in [0, 3, 12, 2048, u16::MAX] {
+            assert!(Ring::new(&memory, size, PLACES, true, 0).is_none(), "{size}");
+        }
+        for places in [
+            Places { table: 8, ..PLACES },
+            Places { available: 0x101, ..PLACES },
+            Places { used: 0x202, ..PLACES },
+            Places { table: 0x390, ..PLACES },
+            Places { used: 0x3c0, ..PLACES },
+            Places { available: u64::MAX - 1, ..PLACES },
+        ] {
+            assert!(Ring::new(&memory, 8, places, true, 0).is_none(), "{places:?}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_runs_away_breaks_the_queue() {
+        let (memory, mut ring) = ring(true);
+        assert_eq!(ring.take(&memory), Ok(None));
+        memory.store(0x102, 9).expect("inside");
+        assert_eq!(ring.take(&memory), Err(Broken::RanAway));
+        memory.store(0x102, u16::MAX).expect("inside");
+        assert_eq!(ring.take(&memory), Err(Broken::RanAway));
+        offer(&memory, 1, 8);
+        assert_eq!(ring.take(&memory), Err(Broken::NoSuchHead));
+        offer(&memory, 1, 7);
+        assert_eq!(ring.take(&memory), Ok(Some(7)));
+        assert_eq!(ring.take(&memory), Ok(None));
+    }
+
+    #[test]
+    fn the_guest_is_interrupted_when_it_wants_to_be() {
+        let (memory, mut ring) = ring(true);
+        // The wish: for the third.
+        memory.store(0x104 + 16, 2).expect("inside");
+        for (n, told) in [(1, false), (2, false), (3, true), (4, false)] {
+            ring.publish(&memory, 1).expect("inside");
+            assert_eq!(ring.must_tell(&memory), Ok(told), "{n}");
+        }
+        assert_eq!(ring.must_tell(&memory), Ok(false), "nothing new");
+        let (memory, mut ring) = self::ring(false);
+        ring.publish(&memory, 1).expect("inside");
+        assert_eq!(ring.must_tell(&memory), Ok(true));
+        memory.store(0x100, NO_INTERRUPT).expect("inside");
+        ring.publish(&memory, 1).expect("inside");
+        assert_eq!(ring.must_tell(&memory), Ok(false));
+    }
+
+    #[test]
+    fn who_rests_sees_what_came_meanwhile() {
+        for event_idx in [true, false] {
+            let (memory, ring) = ring(event_idx);
+            assert_eq!(ring.rest(&memory), Ok(false));
+            offer(&memory, 1, 0);
+            assert_eq!(ring.rest(&memory), Ok(true));
+        }
+    }
 }
