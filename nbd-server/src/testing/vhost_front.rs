@@ -136,6 +136,46 @@ impl Front {
         Ok(Self { stream, setup, file, memory, rings, inflight: None, back: None, offered: 0, agreed: 0 })
     }
 
+    /// One that has agreed on features, and handed nothing over.
+    pub fn agreed(socket: &Path, setup: Setup) -> io::Result<Self> {
+        let mut front = Self::quiet(socket, setup)?;
+        front.agree()?;
+        Ok(front)
+    }
+
+    /// A guest whose memory can be made shorter.
+    pub fn unsealed(socket: &Path, setup: Setup) -> io::Result<Self> {
+        let mut front = Self::quiet(socket, setup)?;
+        // SAFETY: the name is a C string, and nobody else owns the new descriptor.
+        front.file = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+        let len = Self::bytes(setup);
+        std::fs::File::from(front.file.try_clone()?).set_len(len)?;
+        front.memory = Mapping::new(&front.file, 0, len)?;
+        front.agree()?;
+        front.start()?;
+        Ok(front)
+    }
+
+    /// Takes all of its memory away.
+    pub fn shrink(&self) -> io::Result<()> {
+        std::fs::File::from(self.file.try_clone()?).set_len(0)
+    }
+
+    /// Its memory's file.
+    pub fn file(&self) -> OwnedFd {
+        self.file.try_clone().expect("a descriptor")
+    }
+
+    /// Sends a message with a descriptor in each of `count` parts.
+    pub fn say_with_surplus(&self, request: u32, payload: &[u8], count: usize) -> io::Result<()> {
+        let mut bytes = halves(&[request, 9, payload.len() as u32]);
+        bytes.extend(payload);
+        for (i, byte) in bytes.iter().enumerate() {
+            send_message(&self.stream, &[*byte], (i < count).then_some(self.file.as_fd()))?;
+        }
+        Ok(())
+    }
+
     fn dial(socket: &Path) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(WAIT))?;
@@ -257,6 +297,16 @@ impl Front {
             self.order(request, &words(&[u64::from(queue)]), Some(&fd))?;
         }
         self.order(18, &halves(&[index, 1]), None)
+    }
+
+    /// Starts a queue that was stopped.
+    pub fn start_again(&mut self, queue: u16) -> io::Result<()> {
+        self.start_queue(queue)
+    }
+
+    /// Takes a slot for a request that is written by hand.
+    pub fn reserve(&mut self, queue: u16, slot: u16) {
+        self.rings[usize::from(queue)].free.retain(|free| *free != slot);
     }
 
     /// Stops a queue; the available index that it would have gone on with.
