@@ -54,6 +54,11 @@ impl Guests {
     pub(super) fn new(pool: &Path) -> Self {
         Self { folder: pool.join(FOLDER), doors: BTreeMap::new(), awake: Vec::new() }
     }
+
+    /// Whether there are guests that do not ring: the loop must not sleep then.
+    pub(super) fn are_awake(&self) -> bool {
+        !self.awake.is_empty()
+    }
 }
 
 impl Server {
@@ -207,9 +212,10 @@ impl Server {
             Next::Idle if !self.guests.awake.contains(&token) => self.guests.awake.push(token),
             Next::Idle | Next::Wait | Next::Yield => {}
         }
-        self.last_activity = now;
         let waits = waits.into_iter().map(|wait| Waiter::Guest(token, wait)).collect();
         self.after_turn(token, volume, paced, waits);
+        // Taken last, as elsewhere: a sync may have taken longer than the loop spins.
+        self.last_activity = Instant::now();
     }
 
     /// Looks at the guests that are not asked to ring; those that have been quiet for a while are, from now on.

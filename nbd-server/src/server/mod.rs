@@ -229,7 +229,8 @@ impl Server {
         let mut running = true;
         while running {
             self.look_at_guests();
-            let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
+            let awake = !self.yielded.is_empty() || self.guests.are_awake();
+            let busy = awake || self.last_activity.elapsed() < SPIN;
             let more = self.background();
             self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
             for &(token, ready) in &events {
