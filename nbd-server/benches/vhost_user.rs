@@ -1,6 +1,9 @@
 //! 4 KiB random requests, 32 at a time, of a guest over vhost-user and of an NBD client of the same daemon:
-//! `cargo bench -p nbd-server --bench vhost_user`. Both clients are threads of this process, and share the machine's
-//! cores with the daemon; neither does anything with the data. A word behind `--` is the time of a slot in milliseconds.
+//! `cargo bench -p nbd-server --bench vhost_user`. The clients are the main thread of this process, and share the machine's
+//! cores with the daemon; none does anything with the data. A word behind `--` is the time of a slot in milliseconds.
+//!
+//! Of NBD there are two: one sends each request by a call and reads each reply by one for its header and one for its data, as
+//! libnbd and QEMU do; the other sends and takes as many at once as there are, which is the best that can be done.
 //!
 //! Machines drift: the ways take turns for some rounds, and each figure is the median of the rounds, the ratio that of
 //! the rounds' own ratios.
@@ -92,6 +95,34 @@ fn client(stream: &mut UnixStream, write: bool, slot: Duration, data: &[u8]) -> 
     done as f64 / begin.elapsed().as_secs_f64()
 }
 
+/// The same of one that makes calls for each request and each reply.
+fn plain(stream: &mut UnixStream, write: bool, slot: Duration, data: &[u8]) -> f64 {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let kind = if write { wire::WRITE } else { wire::READ };
+    let (mut header, mut page) = ([0; 16], vec![0; BLOCK]);
+    let (begin, mut done, mut busy) = (Instant::now(), 0u64, 0);
+    let mut over = false;
+    while !over || busy > 0 {
+        while !over && busy < DEPTH {
+            let at = random.block() * BLOCK as u64;
+            let mut out = wire::request(kind, 0, done + busy as u64, at, BLOCK as u32);
+            out.extend(if write { data } else { &[] });
+            stream.write_all(&out).expect("heard");
+            busy += 1;
+        }
+        stream.read_exact(&mut header).expect("answered");
+        assert_eq!(header[4..8], [0; 4]);
+        if !write {
+            stream.read_exact(&mut page).expect("the data follows");
+        }
+        (done, busy) = (done + 1, busy - 1);
+        if done.is_multiple_of(LOOK) {
+            over = begin.elapsed() > slot;
+        }
+    }
+    done as f64 / begin.elapsed().as_secs_f64()
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values[values.len() / 2]
@@ -112,19 +143,20 @@ fn main() {
     for at in (0..DISK_BYTES).step_by(1 << 20) {
         assert_eq!(front.call(0, 1, at / 512, &all, 0).expect("an answer").0, 0);
     }
-    println!("| 4 KiB random, q{DEPTH} | vhost-user, 1/s | NBD, 1/s | ratio |\n|---|---|---|---|");
+    println!("| 4 KiB random, q{DEPTH}, 1/s | vhost-user | NBD | ratio | NBD, many at a call | ratio |\n|---|---|---|---|---|---|");
     for (what, write) in [("read", false), ("write", true)] {
-        let (mut guests, mut clients, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rounds = Vec::new();
         for round in 0..=ROUNDS {
             let of_guest = guest(&mut front, write, slot, &data);
-            let of_client = client(&mut stream, write, slot, &data);
-            // The first one warms both up.
+            let found = [of_guest, plain(&mut stream, write, slot, &data), client(&mut stream, write, slot, &data)];
+            // The first one warms all up.
             if round > 0 {
-                guests.push(of_guest);
-                clients.push(of_client);
-                ratios.push(of_guest / of_client);
+                rounds.push(found);
             }
         }
-        println!("| {what} | {:.0} | {:.0} | {:.2} |", median(guests), median(clients), median(ratios));
+        let rate = |way: usize| median(rounds.iter().map(|found| found[way]).collect());
+        let ratio = |way: usize| median(rounds.iter().map(|found| found[0] / found[way]).collect());
+        let (guest, plain, many) = (rate(0), rate(1), rate(2));
+        println!("| {what} | {guest:.0} | {plain:.0} | {:.2} | {many:.0} | {:.2} |", ratio(1), ratio(2));
     }
 }

@@ -125,10 +125,12 @@ impl Server {
             let Role::Guest(guest) = &conn.role else { return true };
             guest.heard();
             // A held guest is carried on with when it is let go, and one that has yielded in its turn.
-            if !conn.held && !conn.yielded {
-                self.guest_turn(token);
-                self.send(token);
+            if conn.held || conn.yielded {
+                conn.more = true;
+                return true;
             }
+            self.guest_turn(token);
+            self.send(token);
         } else {
             return false;
         }
@@ -183,7 +185,9 @@ impl Server {
         if let Err(why) = guest.listen() {
             return self.close(token, why);
         }
-        if !conn.held && !conn.yielded {
+        if conn.held || conn.yielded {
+            conn.more = true;
+        } else {
             self.guest_turn(token);
         }
         self.send(token);
@@ -224,7 +228,10 @@ impl Server {
         while let Some(&token) = self.guests.awake.get(at) {
             let quiet = match self.conns.get_mut(&token) {
                 // Its turn comes anyway.
-                Some(conn) if conn.held || conn.yielded => true,
+                Some(conn) if conn.held || conn.yielded => {
+                    conn.more = true;
+                    true
+                }
                 Some(conn) => match &mut conn.role {
                     Role::Guest(guest) if guest.has_more() => false,
                     Role::Guest(guest) if guest.busy_at.elapsed() < SPIN => {

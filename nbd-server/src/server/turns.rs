@@ -256,6 +256,7 @@ impl Server {
     }
 
     pub(super) fn expire(&mut self) {
+        self.close_doors();
         let late = |conn: &Conn| matches!(&conn.role, Role::Gate(_, since) | Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
         let late: Vec<u64> = self.conns.iter().filter(|(_, conn)| late(conn)).map(|(token, _)| *token).collect();
         late.into_iter().for_each(|token| self.close(token, "it negotiated for too long"));

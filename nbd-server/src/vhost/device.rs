@@ -213,7 +213,7 @@ impl Device {
                 self.start(queue as usize)?;
             }
             Message::GetBase(queue) => {
-                self.queue(queue)?;
+                self.queue(queue)?.stopping = true;
                 return Ok(Outcome::Stopping(queue as usize));
             }
             Message::SetEvent { queue, event, .. } => self.set_event(queue, event, fds.pop())?,

@@ -26,6 +26,8 @@ use tracing::{debug, error, warn};
 
 /// Work of one turn: a request counts 1, 16 KiB of data 1.
 const TURN_COST: u64 = 32;
+/// Answers are shown after so much work: the guest goes on while the rest is done.
+const SHOW_COST: u64 = 8;
 /// Cost of a change of the map alone.
 const CHANGE_COST: u64 = 4;
 /// Writes carried out as one.
@@ -225,7 +227,7 @@ impl Guest {
     ) -> Result<Next, Refusal> {
         self.wake();
         self.device.bounds.size = pool.view_size(self.view).unwrap_or(0);
-        let mut spent = 0;
+        let (mut spent, mut shown) = (0, 0);
         let next = loop {
             self.unpark(metrics);
             if self.active.is_empty() {
@@ -251,6 +253,10 @@ impl Guest {
             if patient {
                 pool.set_patient(false);
             }
+            if spent - shown >= SHOW_COST {
+                shown = spent;
+                self.show()?;
+            }
         };
         self.busy_at = Instant::now();
         self.show().map(|()| next)
@@ -258,7 +264,7 @@ impl Guest {
 
     /// Begins requests of each queue in turn.
     fn take(&mut self) {
-        let Self { device, active, turn, closing, stopping, export, .. } = self;
+        let Self { device, active, turn, closing, export, .. } = self;
         let (indirect, bounds) = (device.has_indirect(), device.bounds);
         let (Some(memory), count) = (&device.memory, device.queues.len()) else { return };
         if *closing || count == 0 {
@@ -267,9 +273,6 @@ impl Guest {
         *turn = (*turn + 1) % count;
         for step in 0..count {
             let index = (*turn + step) % count;
-            if *stopping == Some(index) {
-                continue;
-            }
             let Some(queue) = device.queues.get_mut(index) else { continue };
             let share = (ACTIVE_MAX / count).max(SHARE_LEAST);
             for _ in 0..share {

@@ -28,6 +28,8 @@ pub struct Queue {
     pub call: Option<OwnedFd>,
     pub err: Option<OwnedFd>,
     pub enabled: bool,
+    /// Nothing more is taken: somebody waits for it to settle.
+    pub stopping: bool,
     pub broken: Option<Broken>,
     ring: Option<Ring>,
     tracker: Option<Tracker>,
@@ -53,6 +55,10 @@ impl Queue {
     /// A queue that nothing has been said of.
     pub fn new(enabled: bool) -> Self {
         Self { enabled, ..Self::default() }
+    }
+
+    fn is_open(&self) -> bool {
+        self.enabled && !self.stopping && self.broken.is_none()
     }
 
     /// Whether the ring runs.
@@ -134,8 +140,7 @@ impl Queue {
 
     /// Stops the ring; the entry that it would have taken next.
     pub fn stop(&mut self) -> u16 {
-        self.kick = None;
-        self.tracker = None;
+        (self.kick, self.tracker, self.stopping) = (None, None, false);
         if let Some(ring) = self.ring.take() {
             self.base = ring.next();
         }
@@ -144,15 +149,15 @@ impl Queue {
 
     /// Whether there is something to take.
     pub fn has_more(&self, memory: &Regions) -> bool {
-        let open = self.enabled && self.broken.is_none();
-        let Some(ring) = self.ring.as_ref().filter(|_| open) else { return false };
+        let Some(ring) = self.ring.as_ref().filter(|_| self.is_open()) else { return false };
         // What is wrong with it is found when it is taken.
         !self.again.is_empty() || ring.available(memory) != Ok(0)
     }
 
     /// Takes a request.
     pub fn take(&mut self, memory: &Regions, indirect: bool) -> Result<Option<Taken>, Broken> {
-        let Some(ring) = self.ring.as_mut().filter(|_| self.enabled && self.broken.is_none()) else { return Ok(None) };
+        let open = self.is_open();
+        let Some(ring) = self.ring.as_mut().filter(|_| open) else { return Ok(None) };
         let again = self.again.pop_front();
         let Some(head) = again.map_or_else(|| ring.take(memory), |head| Ok(Some(head)))? else { return Ok(None) };
         let begun = self.begun.get_mut(usize::from(head)).ok_or(Broken::NoSuchHead)?;
@@ -217,8 +222,7 @@ impl Queue {
 
     /// Asks the guest to ring; `true` when there is something to take already.
     pub fn rest(&self, memory: &Regions) -> bool {
-        let open = self.enabled && self.broken.is_none();
-        self.ring.as_ref().filter(|_| open).is_some_and(|ring| ring.rest(memory) != Ok(false))
+        self.ring.as_ref().filter(|_| self.is_open()).is_some_and(|ring| ring.rest(memory) != Ok(false))
     }
 
     /// Lets the guest be quiet.
