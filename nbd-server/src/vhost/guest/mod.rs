@@ -27,8 +27,6 @@ use tracing::{debug, warn};
 
 /// Work of one turn: a request counts 1, 16 KiB of data 1.
 const TURN_COST: u64 = 32;
-/// Answers are shown after so much work: the guest goes on while the rest is done.
-const SHOW_COST: u64 = 8;
 /// Times that a request is carried out in vain before it waits on the spot.
 const ROUNDS_MAX: u32 = 64;
 /// Requests taken of a queue before the next one, at least.
@@ -220,7 +218,7 @@ impl Guest {
     ) -> Result<Next, Refusal> {
         self.wake();
         self.device.bounds.size = pool.view_size(self.view).unwrap_or(0);
-        let (mut spent, mut shown) = (0, 0);
+        let mut spent = 0;
         let next = loop {
             self.unpark(metrics);
             if self.active.is_empty() {
@@ -245,10 +243,6 @@ impl Guest {
             spent += self.step(pool, metrics, waits);
             if patient {
                 pool.set_patient(false);
-            }
-            if spent - shown >= SHOW_COST {
-                shown = spent;
-                self.show()?;
             }
         };
         self.busy_at = Instant::now();
