@@ -47,6 +47,6 @@ bench: ## Every figure of docs/PERFORMANCE.md (half an hour; QUICK=1 for a first
 	@benches/run $(if $(QUICK),--quick)
 
 fuzz: ## MINUTES (default 15) of fuzzing per target; needs a nightly toolchain and cargo-fuzz.
-	@cd fuzz && for target in agent_frames nbd_handshake nbd_transmission store_format bucket_format ext4_image; do mkdir -p found/$$target; \
+	@cd fuzz && for target in agent_frames nbd_handshake nbd_transmission store_format bucket_format ext4_image vhost_user; do mkdir -p found/$$target; \
 		cargo +nightly fuzz run $$target found/$$target corpus/$$target -- \
 			-max_total_time=$$(( $${MINUTES:-15} * 60 )) || exit 1; done

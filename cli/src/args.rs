@@ -337,6 +337,14 @@ pub enum VolumeVerb {
         #[arg(long, conflicts_with = "force")]
         abandoned: bool,
     },
+    /// Serve a volume or checkpoint to a VMM over vhost-user; prints the socket
+    #[command(
+        after_help = "Example:\n  cairn volume vhost-user disk\n  qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on -machine q35,memory-backend=mem \\\n      -chardev socket,id=disk,path=SOCKET,reconnect=1 -device vhost-user-blk-pci,chardev=disk\n\nThe daemon serves one VMM at a time there, as its owner, and goes on after it was restarted, as long as there is the volume."
+    )]
+    VhostUser {
+        /// VOL or VOL@ID
+        name: String,
+    },
     /// Make a volume from a raw image file
     #[command(
         after_help = "Example:\n  cairn volume import debian.raw disk\n\nHoles and zeros take no space. Until all of it is there the volume is called NAME.importing. The size of a volume is a multiple of 4096: a shorter end is filled with zeros. Other formats are converted first: qemu-img convert -O raw disk.qcow2 disk.raw"

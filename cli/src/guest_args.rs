@@ -52,6 +52,9 @@ pub enum VmVerb {
         /// Size of a new machine's disk; the image's without it
         #[arg(long, value_name = "SIZE")]
         disk: Option<String>,
+        /// How a new machine reaches its disk: vhost-user, or nbd
+        #[arg(long, default_value = "vhost-user", value_parser = ["vhost-user", "nbd"], value_name = "WAY")]
+        transport: String,
     },
     /// Run a command in a machine: its output, its standard input, its exit status
     #[command(

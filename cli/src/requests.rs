@@ -139,6 +139,7 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
             json!({"op": "volume.resize", "volume": name, "size_bytes": size, "shrink": shrink, "force": force})
         }
         VolumeVerb::Delete { name, force, .. } => json!({"op": "volume.delete", "volume": name, "force": force}),
+        VolumeVerb::VhostUser { name } => json!({"op": "vhost.listen", "volume": name}),
         VolumeVerb::Set { name, durability, read_only, force } => {
             json!({"op": "volume.set", "volume": name, "durability": durability, "read_only": read_only, "force": force})
         }

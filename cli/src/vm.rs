@@ -11,7 +11,7 @@ use serde_json::{json, Value};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use vmm_glue::{tail, Agent, Exec, ExecEnd, Machine, Machines, New, Terminal};
+use vmm_glue::{tail, Agent, Exec, ExecEnd, Machine, Machines, New, Terminal, Transport};
 
 const VM_COLUMNS: &[&str] = &["name", "state", "image", "cpus", "memory_bytes", "resident_bytes", "accel"];
 const IMAGE_COLUMNS: &[&str] = &["name", "volume", "checkpoint", "size_bytes", "kernel"];
@@ -53,10 +53,12 @@ pub fn vm(cli: &Cli, verb: &VmVerb) -> Result<(), Failure> {
     let started =
         |machine: &Machine, more: Value| with(with(value(&machine.status()), json!({"start_ms": ms(begin)})), more);
     let answer = match verb {
-        VmVerb::Run { name, image, cpus, memory, disk } => match image {
+        VmVerb::Run { name, image, cpus, memory, disk, transport } => match image {
             Some(image) => {
                 let disk = disk.as_deref().map(size).transpose()?;
-                let new = New { name: name.clone(), image: image.clone(), cpus: *cpus, memory: size(memory)?, disk };
+                let transport = if transport == "nbd" { Transport::Nbd } else { Transport::VhostUser };
+                let (name, image) = (name.clone(), image.clone());
+                let new = New { name, image, cpus: *cpus, memory: size(memory)?, disk, transport };
                 started(&machines.run(&store, &new)?, json!({}))
             }
             None if machines.has(name) => {

@@ -5,7 +5,7 @@ use crate::import;
 use sandbox_server::Pool;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use vmm_glue::{Disk, Error, Kind, Result, Store};
+use vmm_glue::{Disk, Error, Kind, Result, Store, Transport};
 
 /// The daemon of a pool.
 pub struct Daemon {
@@ -109,7 +109,11 @@ impl Store for Daemon {
         made["size_bytes"].as_u64().ok_or_else(|| Error::failed("the volume that was made has no size"))
     }
 
-    fn disk(&self, volume: &str) -> Result<Disk> {
+    fn disk(&self, volume: &str, transport: Transport) -> Result<Disk> {
+        if transport == Transport::VhostUser {
+            let answer = self.ask(&json!({"op": "vhost.listen", "volume": volume}))?;
+            return Ok(Disk::VhostUser { socket: text(&answer, "socket")?.into() });
+        }
         let answer = self.ask(&json!({"op": "sockets"}))?;
         let socket = answer["nbd"].as_array().and_then(|all| all.iter().find_map(Value::as_str));
         let socket = socket.ok_or_else(|| {

@@ -249,6 +249,8 @@ pub struct Taken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Head,
+    /// The head's size: of clients that cannot be told of a new one.
+    Size,
     Checkpoint(CheckpointName),
     All,
 }
@@ -259,10 +261,11 @@ impl Taken {
         Self { volume, part: Part::All }
     }
 
-    /// Whether a client of `view` loses it.
-    pub fn holds(&self, view: &View) -> bool {
+    /// Whether a client of `view` loses it; one that can be told of a new size does not lose that.
+    pub fn holds(&self, view: &View, can_be_told: bool) -> bool {
         let part = match self.part {
             Part::Head => view.checkpoint.is_none(),
+            Part::Size => view.checkpoint.is_none() && !can_be_told,
             Part::Checkpoint(name) => view.checkpoint == Some(name),
             Part::All => true,
         };
@@ -291,7 +294,8 @@ pub fn takes_away(pool: &Pool, request: &Value) -> Result<Option<Taken>> {
         "checkpoint.delete" => named(pool, request).and_then(|(id, name)| taken(id, Part::Checkpoint(name))),
         "volume.resize" => {
             let id = volume(pool, request)?;
-            new_size(pool, id, request).and_then(|_| taken(id, Part::Head))
+            let grows = new_size(pool, id, request)? >= pool.volume_info(id)?.size;
+            taken(id, if grows { Part::Size } else { Part::Head })
         }
         _ => taken(volume(pool, request)?, Part::All),
     }
@@ -404,6 +408,7 @@ fn change_or_ask(pool: &mut Pool, request: &Value) -> Result<Outcome> {
                 "sent_block_bytes": sent.block_bytes, "sent_manifests": sent.manifests,
             })))
         }
+        "vhost.listen" => Err(invalid("volumes are served by a daemon, and none runs on this pool: start cairn serve")),
         "metrics" => Err(invalid(
             "metrics are counted by a daemon, and none runs on this pool: start cairn serve, or use cairn stats",
         )),

@@ -20,6 +20,7 @@ mod session;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tls;
+mod vhost;
 
 pub use keys::{read_key_file, CommandKey, SystemEntropy};
 pub use open::{is_read_only, open_pool, open_pool_with, open_to_look, random_id, while_in_use, PoolLock, SystemClock};

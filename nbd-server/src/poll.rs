@@ -9,6 +9,9 @@ pub const READ: u32 = libc::EPOLLIN as u32;
 /// Interest in writing.
 pub const WRITE: u32 = libc::EPOLLOUT as u32;
 
+/// Told once for each time that it becomes ready, so that it need not be emptied.
+pub const EDGE: u32 = libc::EPOLLET as u32;
+
 /// Told whatever the interest is: the other side is gone.
 pub const GONE: u32 = libc::EPOLLHUP as u32;
 
@@ -33,6 +36,11 @@ impl Poll {
     pub fn new() -> io::Result<Self> {
         // SAFETY: a plain system call.
         check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(own).map(Self)
+    }
+
+    /// Ready when something that it watches is: it can be watched itself.
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 
     fn control(&self, op: i32, fd: RawFd, token: u64, interest: u32) -> io::Result<()> {

@@ -38,6 +38,11 @@ fn bucket_format() {
     replay("bucket_format", 15, blockstore::testing::decode_bucket);
 }
 
+#[test]
+fn vhost_user() {
+    replay("vhost_user", 12, nbd_server::testing::vhost_user);
+}
+
 /// Each class of bug that has a seed of its own.
 #[test]
 fn every_class_has_its_seed() {

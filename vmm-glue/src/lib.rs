@@ -29,7 +29,7 @@ mod vmm;
 pub use accel::{Accel, Probe};
 pub use agent::{Agent, Begun, ExecEnd, Port};
 pub use console::tail;
-pub use disk::Disk;
+pub use disk::{Disk, Transport};
 pub use error::{Error, Kind, Result};
 pub use image::{build_tiny, import, Image, Images};
 pub use keeper::keep;

@@ -1,6 +1,6 @@
 //! What machines need of a pool, behind a trait: the command reaches a daemon through it, a test anything.
 
-use crate::{Disk, Result};
+use crate::{Disk, Result, Transport};
 use std::path::Path;
 
 /// A pool with volumes that can be attached.
@@ -65,9 +65,9 @@ pub trait Store {
     /// The file cannot be read or is of another format, or `name` is taken.
     fn import(&self, file: &Path, name: &str) -> Result<u64>;
 
-    /// How a VMM reaches a volume.
+    /// Where a VMM reaches a volume by `transport`. Of NBD that is known before there is the volume.
     ///
     /// # Errors
-    /// The daemon serves no disks to this machine.
-    fn disk(&self, volume: &str) -> Result<Disk>;
+    /// The daemon does not serve it so to this machine.
+    fn disk(&self, volume: &str, transport: Transport) -> Result<Disk>;
 }

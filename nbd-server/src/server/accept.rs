@@ -63,7 +63,7 @@ impl Server {
     fn evict_stranger(&mut self) -> bool {
         let since = |conn: &Conn| match &conn.role {
             Role::Gate(_, since) | Role::Handshake(_, since) => Some(*since),
-            Role::Session(_) | Role::Control => None,
+            Role::Session(_) | Role::Guest(_) | Role::Control => None,
         };
         let oldest = self.conns.iter().filter_map(|(token, conn)| Some((since(conn)?, *token))).min();
         oldest.map(|(_, token)| self.close(token, "it makes room for another")).is_some()

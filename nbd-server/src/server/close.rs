@@ -25,6 +25,7 @@ impl Server {
         poll::drain(self.signals.as_raw_fd());
         self.sockets.iter().for_each(|path| drop(fs::remove_file(path)));
         self.listeners.clear();
+        self.end_guests();
         self.release_held();
         self.drain()?;
         let left: Vec<u64> = self.conns.keys().copied().collect();
@@ -75,6 +76,11 @@ impl Server {
 
 /// All that was read is answered, and the answers are sent.
 fn is_over(conn: &Conn) -> bool {
-    let absent = matches!(&conn.role, Role::Session(session) if session.is_waiting());
+    let absent = match &conn.role {
+        Role::Session(session) => session.is_waiting(),
+        // What it has begun and not answered is carried out again by the next daemon.
+        Role::Guest(guest) => !guest.is_idle(),
+        _ => false,
+    };
     conn.sent == conn.out.len() && !conn.more && conn.waiting == 0 && !absent
 }

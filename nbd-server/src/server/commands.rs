@@ -61,6 +61,10 @@ impl Server {
             let nbd: Vec<_> = self.sockets.iter().skip(1).filter_map(|path| std::path::absolute(path).ok()).collect();
             return self.say(token, &json!({"nbd": nbd}));
         }
+        if request.get("op").and_then(Value::as_str) == Some("vhost.listen") {
+            let answer = self.listen_for_guests(request).unwrap_or_else(|e| control::error_json(&e));
+            return self.say(token, &answer);
+        }
         let taken = match control::takes_away(&self.pool, request) {
             // Nobody is disconnected for a command that cannot be carried out.
             Err(e) => return self.say(token, &control::error_json(&e)),
@@ -83,6 +87,7 @@ impl Server {
             Ok(control::Outcome { answer, job: None, .. }) => self.say(token, &answer),
             Ok(control::Outcome { answer, job: Some(job), made }) => {
                 info!(%request, %answer, "the pool was changed");
+                self.tell_guests(request);
                 if let Some(conn) = self.conns.get_mut(&token) {
                     conn.waiting += 1;
                 }
@@ -103,10 +108,26 @@ impl Server {
     pub(super) fn dismiss(&mut self, token: u64) {
         let waits = self.take_waits(token);
         if let Some(conn) = self.conns.get_mut(&token) {
-            // Requests may lie in the socket; whether there are any does not matter.
-            let _ = fill(conn);
-            if let Role::Session(session) = &conn.role {
-                session.end(waits, &conn.input[conn.start..conn.end], &mut conn.out);
+            if !matches!(conn.role, Role::Guest(_)) {
+                // Requests may lie in the socket; whether there are any does not matter.
+                let _ = fill(conn);
+            }
+            match &mut conn.role {
+                Role::Session(session) => {
+                    let waits = waits.into_iter().filter_map(|waiter| match waiter {
+                        Waiter::Nbd(_, wait) => Some(wait),
+                        _ => None,
+                    });
+                    session.end(waits.collect(), &conn.input[conn.start..conn.end], &mut conn.out);
+                }
+                Role::Guest(guest) => {
+                    let waits = waits.into_iter().filter_map(|waiter| match waiter {
+                        Waiter::Guest(_, wait) => Some(wait),
+                        _ => None,
+                    });
+                    guest.end(waits.collect());
+                }
+                Role::Gate(..) | Role::Handshake(..) | Role::Control => {}
             }
             while conn.sent < conn.out.len() {
                 let Ok(n) = conn.socket.write(&conn.out[conn.sent..]) else { break };
@@ -118,7 +139,10 @@ impl Server {
 
     /// Clients that use what a command takes away.
     pub(super) fn users(&self, taken: &Taken) -> Vec<u64> {
-        let uses = |conn: &Conn| matches!(&conn.role, Role::Session(session) if taken.holds(&session.view));
+        let uses = |conn: &Conn| {
+            let can_be_told = matches!(conn.role, Role::Guest(_));
+            conn.role.open().is_some_and(|(view, _)| taken.holds(view, can_be_told))
+        };
         self.conns.iter().filter(|(_, conn)| uses(conn)).map(|(token, _)| *token).collect()
     }
 
@@ -126,8 +150,8 @@ impl Server {
     pub(super) fn exports(&self, users: &[u64]) -> String {
         let mut open: BTreeMap<&str, usize> = BTreeMap::new();
         for user in users {
-            if let Some(Conn { role: Role::Session(session), .. }) = self.conns.get(user) {
-                *open.entry(session.export()).or_default() += 1;
+            if let Some((_, export)) = self.conns.get(user).and_then(|conn| conn.role.open()) {
+                *open.entry(export).or_default() += 1;
             }
         }
         open.iter().map(|(export, n)| format!("{export} ({n})")).collect::<Vec<_>>().join(", ")

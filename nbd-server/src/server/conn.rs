@@ -6,7 +6,8 @@
 
 use crate::nbd::{Gate, Handshake};
 use crate::session::Session;
-use blockstore::VolumeId;
+use crate::vhost::Guest;
+use blockstore::{View, VolumeId};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, RawFd};
@@ -48,7 +49,19 @@ pub(super) enum Role {
     Gate(Gate, Instant),
     Handshake(Handshake, Instant),
     Session(Box<Session>),
+    Guest(Box<Guest>),
     Control,
+}
+
+impl Role {
+    /// What a client that has been let in has open, and its name.
+    pub(super) fn open(&self) -> Option<(&View, &str)> {
+        match self {
+            Role::Session(session) => Some((&session.view, session.export())),
+            Role::Guest(guest) => Some((&guest.view, guest.export())),
+            Role::Gate(..) | Role::Handshake(..) | Role::Control => None,
+        }
+    }
 }
 
 pub(super) struct Conn {
@@ -84,7 +97,8 @@ pub(super) fn fill(conn: &mut Conn) -> io::Result<bool> {
     let size = match conn.role {
         Role::Session(_) => INPUT_BYTES,
         Role::Gate(..) | Role::Handshake(..) => STRANGER_BYTES,
-        Role::Control => 4096,
+        // A guest's socket is read by itself.
+        Role::Control | Role::Guest(_) => 4096,
     };
     if conn.input.len() < size {
         conn.input.resize(size, 0);

@@ -64,6 +64,7 @@ impl Server {
         let go_on = |conn: &mut Conn| match &mut conn.role {
             // Room for more may have come with anything.
             Role::Session(session) if session.is_waiting() => session.arrived(&arrival) || conn.stalled,
+            Role::Guest(guest) if guest.is_waiting() => guest.arrived(&arrival) || conn.stalled,
             _ => false,
         };
         let ready = self.conns.iter_mut().filter_map(|(token, conn)| go_on(conn).then_some(*token));

@@ -9,6 +9,7 @@ use super::tier::Then;
 use super::Server;
 use crate::jobs::Job;
 use crate::session::Wait;
+use crate::vhost::GuestWait;
 use blockstore::{FlushJob, VolumeId};
 use serde_json::{json, Value};
 use std::io;
@@ -17,11 +18,19 @@ use std::time::Instant;
 /// Who waits for a sync of a volume's log.
 pub(super) enum Waiter {
     Nbd(u64, Wait),
+    Guest(u64, GuestWait),
     Control(u64, Value),
     /// A command that asked for its change to be in the object store.
     Remote(u64, Value),
     /// A command that made a volume which can be used when it is in the object store.
     Made(u64, VolumeId, Value),
+}
+
+impl Waiter {
+    /// Whether it is a request of this client.
+    pub(super) fn is_of(&self, client: u64) -> bool {
+        matches!(self, Waiter::Nbd(of, _) | Waiter::Guest(of, _) if *of == client)
+    }
 }
 
 #[derive(Default)]
@@ -55,6 +64,7 @@ impl Server {
                         touched.push(token);
                     }
                 }
+                Waiter::Guest(token, wait) => self.guest_synced(token, wait, failure),
                 Waiter::Made(token, made, answer) if failure.is_none() => {
                     self.wait_for_all(made, Then::Say(token, answer))
                 }
@@ -74,16 +84,10 @@ impl Server {
     }
 
     /// Takes what a client waits for: nobody else will answer it.
-    pub(super) fn take_waits(&mut self, token: u64) -> Vec<Wait> {
+    pub(super) fn take_waits(&mut self, token: u64) -> Vec<Waiter> {
         let mut taken = Vec::new();
         for waiters in self.syncing.values_mut().flat_map(|entry| [&mut entry.now, &mut entry.next]) {
-            waiters.retain(|waiter| match waiter {
-                Waiter::Nbd(of, wait) if *of == token => {
-                    taken.push(*wait);
-                    false
-                }
-                _ => true,
-            });
+            taken.extend(waiters.extract_if(.., |waiter| waiter.is_of(token)));
         }
         if let Some(tier) = &mut self.tier {
             tier.take_waits(token, &mut taken);
@@ -93,7 +97,7 @@ impl Server {
 
     pub(super) fn wait_for_sync(&mut self, volume: VolumeId, waiter: Waiter) {
         // Who has a command synced does not go on doing so.
-        if let Waiter::Nbd(client, _) = &waiter {
+        if let Waiter::Nbd(client, _) | Waiter::Guest(client, _) = &waiter {
             self.pace.note_flush(*client, Instant::now());
         }
         self.syncing.entry(volume).or_default().next.push(waiter);

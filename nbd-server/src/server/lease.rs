@@ -6,7 +6,6 @@
 //!   * volumes that are in use are looked at before their leases end, so that clients seldom wait;
 //!   * when another host has the volume its clients are disconnected, and what was not sent never is.
 
-use super::conn::Role;
 use super::Server;
 use crate::jobs::Job;
 use blockstore::limits::LEASE_US;
@@ -52,8 +51,8 @@ impl Server {
             return true;
         }
         let Some(conn) = self.conns.get_mut(&token) else { return true };
-        let Role::Session(session) = &conn.role else { return true };
-        let (volume, is_head) = (session.view.volume, session.view.checkpoint.is_none());
+        let Some((view, _)) = conn.role.open() else { return true };
+        let (volume, is_head) = (view.volume, view.checkpoint.is_none());
         if !is_head || self.pool.is_lease_held(volume) {
             return true;
         }
@@ -81,10 +80,7 @@ impl Server {
             return;
         }
         if !self.leases.doubted.is_empty() && self.leases.looking.is_some_and(|since| since.elapsed() > ANSWER_TIME) {
-            let volume = |token| match &self.conns.get(token)?.role {
-                Role::Session(session) => Some(session.view.volume),
-                _ => None,
-            };
+            let volume = |token| self.conns.get(token)?.role.open().map(|(view, _)| view.volume);
             let doubted: Vec<VolumeId> = self.leases.doubted.iter().filter_map(volume).collect();
             self.pool.lease_unanswered(&doubted);
             self.let_doubted_go();
@@ -121,8 +117,8 @@ impl Server {
     fn let_doubted_go(&mut self) {
         for token in std::mem::take(&mut self.leases.doubted) {
             let Some(conn) = self.conns.get_mut(&token) else { continue };
-            let Role::Session(session) = &conn.role else { continue };
-            let volume = session.view.volume;
+            let Some((view, _)) = conn.role.open() else { continue };
+            let volume = view.volume;
             conn.held = false;
             let standing = self.pool.remote_status(volume).map(|status| status.standing);
             if let Some(Standing::Fenced(why)) = standing {

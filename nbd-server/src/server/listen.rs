@@ -101,7 +101,7 @@ pub(super) fn explain(on: &impl fmt::Display, e: &io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("listening on {on}: {e}{advice}"))
 }
 
-fn check_socket_path(path: &Path) -> Result<(), String> {
+pub(super) fn check_socket_path(path: &Path) -> Result<(), String> {
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > SOCKET_PATH_MAX {
         return Err(format!(

@@ -16,6 +16,7 @@ mod commands;
 mod conn;
 mod fetch;
 mod flush;
+mod guest;
 mod lease;
 mod listen;
 mod long;
@@ -124,6 +125,7 @@ pub struct Server {
     fetching: Fetching,
     cache: Option<Arc<CachedStore>>,
     room: room::Room,
+    guests: guest::Guests,
     poison_told: bool,
     /// Requests refused for want of space, when that last changed, and when space was last looked for.
     no_space_seen: (u64, Instant, Instant),
@@ -172,6 +174,7 @@ impl Server {
             counted: options.counted,
             cache: None,
             room: room::Room::default(),
+            guests: guest::Guests::new(&options.folder),
             pool,
             disk: Arc::new(OsDisk::new(&options.folder)),
             poll,
@@ -220,11 +223,14 @@ impl Server {
     pub fn run(mut self) -> io::Result<()> {
         self.pool.set_patient(false);
         self.look_for_abandoned();
+        self.listen_again();
         let mut events = Vec::new();
         let mut housekeeping = Instant::now();
         let mut running = true;
         while running {
-            let busy = self.last_activity.elapsed() < SPIN || !self.yielded.is_empty();
+            self.look_at_guests();
+            let awake = !self.yielded.is_empty() || self.guests.are_awake();
+            let busy = awake || self.last_activity.elapsed() < SPIN;
             let more = self.background();
             self.poll.wait(&mut events, if busy || more { 0 } else { 100 })?;
             for &(token, ready) in &events {
@@ -240,7 +246,9 @@ impl Server {
                         self.accept_nbd((token - TOKEN_LISTEN) as usize);
                     }
                     token => {
-                        self.serve(token, ready);
+                        if !self.guest_event(token) {
+                            self.serve(token, ready);
+                        }
                         // Taken last: a sync may have taken longer than the loop spins.
                         self.last_activity = Instant::now();
                     }

@@ -12,7 +12,6 @@ use super::Server;
 use crate::control::{self, error_json, text, Taken};
 use crate::jobs::Job;
 use crate::metrics;
-use crate::session::Wait as NbdWait;
 use blockstore::object::{AttachJob, ObjectStore, Standing, SweepReport, TierJob};
 use blockstore::{Durability, Error, ErrorKind, Lsn, Pool, Result, VolumeId};
 use serde_json::{json, Value};
@@ -121,14 +120,12 @@ impl Tier {
     }
 
     /// What of a client waits here: nobody else will answer it.
-    pub(super) fn take_waits(&mut self, token: u64, taken: &mut Vec<NbdWait>) {
-        self.waits.retain(|wait| match &wait.then {
-            Then::Answer(Waiter::Nbd(of, nbd)) if *of == token => {
-                taken.push(*nbd);
-                false
-            }
-            _ => true,
-        });
+    pub(super) fn take_waits(&mut self, token: u64, taken: &mut Vec<Waiter>) {
+        let of_it = |wait: &mut Wait| matches!(&wait.then, Then::Answer(waiter) if waiter.is_of(token));
+        taken.extend(self.waits.extract_if(.., of_it).filter_map(|wait| match wait.then {
+            Then::Answer(waiter) => Some(waiter),
+            _ => None,
+        }));
     }
 
     /// Why the store fails, if it does.
@@ -258,7 +255,7 @@ impl Server {
         for waiter in waiters {
             let upto = match &waiter {
                 Waiter::Remote(..) => Some(status.changed),
-                Waiter::Nbd(..) | Waiter::Control(..) | Waiter::Made(..) => bound,
+                Waiter::Nbd(..) | Waiter::Guest(..) | Waiter::Control(..) | Waiter::Made(..) => bound,
             };
             match upto {
                 None => now.push(waiter),

@@ -9,6 +9,7 @@ use crate::jobs::Job;
 use crate::nbd::{GateStep, Handshake, HandshakeStep};
 use crate::poll;
 use crate::session::{Next, Session};
+use blockstore::VolumeId;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ impl Server {
     /// Reads what a client sent, carries it out, and sends the replies.
     pub(super) fn serve(&mut self, token: u64, ready: u32) {
         let Some(conn) = self.conns.get_mut(&token) else { return };
+        if matches!(conn.role, Role::Guest(_)) {
+            return self.hear_guest(token);
+        }
         if conn.sent < conn.out.len() {
             // What is readable can wait until the client has read its replies.
             return self.send(token);
@@ -62,6 +66,7 @@ impl Server {
                     }
                 }
                 Role::Session(_) => return self.transmit(token),
+                Role::Guest(_) => return self.guest_turn(token),
                 Role::Control => {
                     if !self.commands(token) {
                         return;
@@ -149,9 +154,17 @@ impl Server {
             Next::Hold => self.room.hold(token),
             Next::Send | Next::Yield | Next::Wait => {}
         }
-        conn.unwritten = if paced { conn.unwritten + self.pool.appended_bytes() - before } else { 0 };
-        let hold = conn.unwritten >= HOLD_BYTES;
         conn.stalled = next == Next::Wait;
+        let waits = waits.into_iter().map(|wait| Waiter::Nbd(token, wait)).collect();
+        self.after_turn(token, volume, paced.then_some(before), waits);
+    }
+
+    /// What a client's turn on `volume` leads to: writing back, fetching, syncing. When others flush, `paced` says how long
+    /// the log was before.
+    pub(super) fn after_turn(&mut self, token: u64, volume: VolumeId, paced: Option<u64>, waits: Vec<Waiter>) {
+        let Some(conn) = self.conns.get_mut(&token) else { return };
+        conn.unwritten = paced.map_or(0, |before| conn.unwritten + self.pool.appended_bytes() - before);
+        let hold = conn.unwritten >= HOLD_BYTES;
         match self.pool.take_writeback(volume) {
             // Now, so that the disk works while the reply travels and the client prepares its flush.
             Some(range) if range.urgent => range.start(),
@@ -163,7 +176,7 @@ impl Server {
         }
         self.start_fetches();
         if !waits.is_empty() {
-            waits.into_iter().for_each(|wait| self.wait_for_sync(volume, Waiter::Nbd(token, wait)));
+            waits.into_iter().for_each(|wait| self.wait_for_sync(volume, wait));
             self.start_sync(volume);
         }
         if hold {
@@ -200,7 +213,11 @@ impl Server {
             conn.yielded = true;
             self.yielded.push_back(token);
         }
-        let reads = takes && !conn.stalled;
+        let reads = match &conn.role {
+            // Its requests do not come through its socket.
+            Role::Guest(guest) => !guest.is_stopping(),
+            _ => takes && !conn.stalled,
+        };
         self.watch(token, if reads { poll::READ } else { 0 });
     }
 
@@ -230,6 +247,7 @@ impl Server {
             self.pace.forget(token);
             match &conn.role {
                 Role::Session(session) => info!(client = token, export = session.export(), why, "a client has gone"),
+                Role::Guest(guest) => info!(client = token, export = guest.export(), why, "a guest has gone"),
                 Role::Control => debug!(client = token, why, "a command connection has ended"),
                 Role::Gate(..) | Role::Handshake(..) => debug!(client = token, why, "a stranger has gone"),
             }
@@ -238,6 +256,7 @@ impl Server {
     }
 
     pub(super) fn expire(&mut self) {
+        self.close_doors();
         let late = |conn: &Conn| matches!(&conn.role, Role::Gate(_, since) | Role::Handshake(_, since) if since.elapsed() > HANDSHAKE_TIME);
         let late: Vec<u64> = self.conns.iter().filter(|(_, conn)| late(conn)).map(|(token, _)| *token).collect();
         late.into_iter().for_each(|token| self.close(token, "it negotiated for too long"));

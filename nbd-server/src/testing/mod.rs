@@ -7,7 +7,11 @@ mod handshake;
 mod script;
 mod slow_proxy;
 mod transmission;
+mod vhost;
+mod vhost_front;
 
 pub use handshake::handshake;
 pub use slow_proxy::{HttpFault, SlowProxy};
 pub use transmission::transmission;
+pub use vhost::vhost_user;
+pub use vhost_front::{feature, Done, Front, Setup, GUEST};

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tracing::{info, warn};
-use vmm_glue::{Kind, Machines, New, Status};
+use vmm_glue::{Kind, Machines, New, Status, Transport};
 
 /// What a sandbox is made of when its creator does not say.
 const CPUS: u32 = 1;
@@ -100,7 +100,10 @@ impl App {
         let machine = new.machine.clone();
         let made = self.blocking(move |app| {
             let made = match from {
-                From::Image(image) => app.machines.make(&*app.pool, &New { name: machine, image, cpus, memory, disk }),
+                From::Image(image) => app.machines.make(
+                    &*app.pool,
+                    &New { name: machine, image, cpus, memory, disk, transport: Transport::VhostUser },
+                ),
                 From::Machine(source) => app.machines.copy(&*app.pool, &source, &machine),
             };
             made.map(drop)

@@ -10,7 +10,7 @@ use crate::console::evidence;
 use crate::files::write_json;
 use crate::keeper::{self, Order};
 use crate::qemu::{command, Incoming, Settings};
-use crate::{cgroup, Agent, Error, Kind, Probe, Qemu, Result, Store, Vmm};
+use crate::{cgroup, Agent, Error, Kind, Probe, Qemu, Result, Store, Transport, Vmm};
 use serde::Serialize;
 use std::fs::{self, File};
 use std::path::Path;
@@ -64,8 +64,10 @@ impl Machines {
             return Err(super::exists(&new.name));
         }
         let image = self.images.get(&new.image)?;
-        // Found before anything is made.
-        store.disk(&new.name)?;
+        if new.transport == Transport::Nbd {
+            // Found before anything is made.
+            store.disk(&new.name, new.transport)?;
+        }
         if store.has(&new.name)? {
             let text =
                 format!("there is a volume {:?}, which the machine's disk would be: choose another name", new.name);
@@ -76,6 +78,7 @@ impl Machines {
             image: image.name.clone(),
             cpus: new.cpus,
             memory_mib,
+            transport: new.transport,
             accel: None,
             asleep_at: None,
         };
@@ -109,7 +112,7 @@ impl Machine {
         }
         let kernel = (self.folder.join("vmlinuz"), self.folder.join("initrd"));
         let accel = Probe::find(&self.accel, Some((&kernel.0, &kernel.1)))?.accel;
-        let disk = store.disk(self.name())?;
+        let disk = store.disk(self.name(), self.record.transport)?;
         let settings = Settings {
             name: &self.record.name,
             cpus: self.record.cpus,

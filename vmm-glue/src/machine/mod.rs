@@ -15,7 +15,7 @@ pub use life::Ended;
 use crate::accel::Accel;
 use crate::files::{check_name, read_json, write_json, Lock};
 use crate::image::Images;
-use crate::{keeper, Error, Kind, Qemu, Result, Store, Vmm};
+use crate::{keeper, Error, Kind, Qemu, Result, Store, Transport, Vmm};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -49,6 +49,8 @@ pub struct New {
     pub memory: u64,
     /// Size of its disk, bytes; the image's if `None`.
     pub disk: Option<u64>,
+    /// How its disk is reached.
+    pub transport: Transport,
 }
 
 /// What is written down of a machine.
@@ -58,6 +60,9 @@ pub(crate) struct Record {
     pub(crate) image: String,
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
+    /// How its disk is reached. It stays so: saved memory fits no other device.
+    #[serde(default)]
+    pub(crate) transport: Transport,
     /// What it was started with last.
     pub(crate) accel: Option<Accel>,
     /// The checkpoint beside which its memory was saved, while it sleeps.

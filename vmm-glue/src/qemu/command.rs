@@ -42,7 +42,8 @@ pub(crate) fn command(settings: &Settings<'_>) -> Vec<String> {
     // A comma would begin an option; names have none, and a doubled one means itself.
     out.push(format!("{},process=cairn-{}", settings.name, settings.name));
     let mut add = |words: &[&str]| out.extend(words.iter().map(|word| (*word).to_owned()));
-    add(&["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-accel", accel, "-cpu", cpu]);
+    let machine = format!("q35{}", settings.disk.map_or_else(String::new, Disk::machine_option));
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-machine", &machine, "-accel", accel, "-cpu", cpu]);
     add(&["-smp", &settings.cpus.to_string(), "-m", &format!("{}M", settings.memory_mib)]);
     add(&["-kernel", &settings.kernel.to_string_lossy(), "-initrd", &settings.initrd.to_string_lossy()]);
     add(&["-append", "console=ttyS0 quiet panic=-1 root=/dev/vda rw", "-no-reboot"]);
@@ -60,7 +61,8 @@ pub(crate) fn command(settings: &Settings<'_>) -> Vec<String> {
     if settings.incoming == Incoming::Memory {
         add(&["-incoming", "defer"]);
     }
-    out.extend(settings.disk.into_iter().flat_map(Disk::qemu_arguments));
+    let disk = settings.disk.map(|disk| disk.qemu_arguments(settings.cpus, settings.memory_mib));
+    out.extend(disk.unwrap_or_default());
     out
 }
 
