@@ -2,8 +2,9 @@
 
 mod common;
 
+use blockstore::testing::SimStore;
 use blockstore::PoolOptions;
-use common::{wire, Daemon};
+use common::{far, wire, Daemon};
 use nbd_server::testing::{feature, Front, Setup};
 use nbd_server::{open_pool, Server, ServerOptions};
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const READ: u32 = 0;
@@ -343,6 +345,44 @@ fn memory_that_is_taken_away_costs_its_guest_alone() {
     guest.ring_loudly(0);
     assert!(guest.hear(1).is_err(), "its connection ends");
     assert!(read_over_nbd(&daemon, 0, 512) == [1; 512]);
+}
+
+#[test]
+fn what_is_in_the_object_store_alone_holds_up_nothing_else() {
+    let store = SimStore::new(1);
+    let blocks = (0..4096u64).rev().map(|i| (i * 4096, page(0, 1, i)));
+    let daemon = far::daemon(Arc::new(store.client("maker")), Arc::new(store.client("taker")), 64 << 20, blocks);
+    let mut guest = Front::connect(&listen(&daemon, "far"), Setup::default()).expect("a guest");
+    store.pause("taker", None);
+    let reads = guest.submit(0, READ, 8 * 100, &[], 4096).expect("sent").expect("a slot");
+    let writes = guest.submit(0, WRITE, 8 * 3000, &[9; 512], 0).expect("sent").expect("a slot");
+    guest.ring(0).expect("rung");
+    let until = Instant::now() + Duration::from_secs(20);
+    while store.waiting("taker") == 0 {
+        assert!(Instant::now() < until, "the store is asked");
+    }
+    assert_eq!(guest.call(0, ID, 0, &[], 20).expect("an answer").0, OK);
+    assert_eq!(guest.call(0, FLUSH, 0, &[], 0).expect("an answer").0, OK);
+    store.resume("taker");
+    let mut done = [guest.wait(0).expect("an answer"), guest.wait(0).expect("an answer")];
+    done.sort_by_key(|done| done.slot != reads);
+    assert_eq!(done.map(|done| (done.slot, done.status)), [(reads, OK), (writes, OK)]);
+    assert!(guest.data(0, reads, 4096).expect("inside") == page(0, 1, 100));
+    let (_, data) = guest.call(0, READ, 8 * 3000, &[], 4096).expect("an answer");
+    assert!(data[..512] == [9; 512] && data[512..] == page(0, 1, 3000)[512..]);
+}
+
+#[test]
+fn a_guest_stays_through_an_orderly_restart() {
+    let daemon = Daemon::start();
+    let socket = listen(&daemon, "disk");
+    let mut guest = Front::connect(&socket, Setup::default()).expect("a guest");
+    assert_eq!(guest.call(0, WRITE, 0, &[4; 4096], 0).expect("an answer").0, OK);
+    let daemon = daemon.again();
+    assert!(guest.submit(0, READ, 0, &[], 4096).expect("sent").is_some());
+    soon(|| guest.reconnect(&socket));
+    assert_eq!(guest.wait(0).expect("an answer").status, OK);
+    assert!(read_over_nbd(&daemon, 0, 4096) == [4; 4096]);
 }
 
 /// Not a test of its own: the daemon that the next test kills.

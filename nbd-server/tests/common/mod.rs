@@ -72,6 +72,14 @@ impl Daemon {
         Ok(Self { folder, tcp, stopper, thread: Some(thread) })
     }
 
+    /// Ends it, and starts another one on its pool.
+    pub fn again(mut self) -> Self {
+        self.stop().expect("it ends well");
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        let (lock, pool, _) = open_pool(&folder.path().join("pool"), true, PoolOptions::default()).expect("a pool");
+        Self::serve(folder, lock, pool, &[], None).expect("the daemon starts")
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("nbd.sock")
     }
