@@ -228,6 +228,17 @@ def looked(found):
     return table(["", "measured", "target", ""], rows)
 
 
+def shared(figures):
+    """Guests beside NBD clients."""
+    rows = []
+    for row in figures:
+        for way, ratio in (("nbd", "to_nbd"), ("nbd_many", "to_nbd_many")):
+            name = "NBD" if way == "nbd" else "NBD, many with a call"
+            target = (">= 2", verdict(row[ratio] >= 2)) if way == "nbd" else ("", "")
+            rows.append([f"4 KiB random {row['what']}, q32", f"{row['vhost_user']:,}", name, f"{row[way]:,}", f"{row[ratio]:.2f}", *target])
+    return table(["requests per second", "vhost-user", "beside", "", "ratio", "target", ""], rows)
+
+
 SECTIONS = [  # result, title, text, table
     ("compare", "Beside peers", "Medians of the rounds; the ratio is the median of the rounds' own ratios. "
      "nbdkit's memory plugin has no disk at all; qemu-nbd serves files with cache=none from the same disk.\n\n"
@@ -239,6 +250,10 @@ SECTIONS = [  # result, title, text, table
      "medians of the turns, with to without.", histories),
     ("forks", "Many forks", "", forked),
     ("rest", "At rest", "", rested),
+    ("guests", "Out of a guest's memory", "One daemon, one thread that asks, no VM: a guest's rings over vhost-user, an NBD client that makes "
+     "a call for each request and two for each reply (as libnbd and QEMU do), and one that sends and takes as many with a call as there are. "
+     "Medians of the rounds; the ratios are medians of the rounds' own. Reading a block from the kernel's cache takes 2 to 3 us "
+     "(\"Ways to reach the disk\" below), whichever way it goes on from there: that bounds the ratio.", shared),
     ("hostile", "Beside hostile clients", "One honest client writes, reads and flushes while others misbehave; all "
      "share the cores, so that the figures contain the attackers' own computing.", attacked),
     ("objects", "The object tier", "The store is moto, an S3 server in Python, on loopback and on the same cores: its own work is in "

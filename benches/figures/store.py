@@ -178,6 +178,17 @@ def rest(_):
         return {"resident_bytes": resident(server)}
 
 
+def guests(args):
+    """Requests out of a guest's memory beside NBD's, as the benchmark prints them."""
+    command = ("cargo", "bench", "--locked", "--quiet", "-p", "nbd-server", "--bench", "vhost_user", "--", "200" if args.quick else "1000")
+    _, out, _ = run(*command, timeout=1800, cwd=ROOT)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    return [
+        {"what": what, "vhost_user": int(guest), "nbd": int(plain), "to_nbd": float(ratio), "nbd_many": int(many), "to_nbd_many": float(best)}
+        for what, guest, plain, ratio, many, best in rows[2:]
+    ]
+
+
 def hostile(_):
     """An honest client's answers while others misbehave; its rows, as the benchmark prints them."""
     command = ("cargo", "bench", "--locked", "--quiet", "-p", "nbd-server", "--bench", "hostile_p99")
