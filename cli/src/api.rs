@@ -27,12 +27,11 @@ const EXPIRES_MAX: Duration = Duration::from_secs(100 * 365 * 86400);
 const COLUMNS: &[&str] = &["id", "org", "scope", "create_time", "expire_time"];
 
 /// Where machines find their disks when the daemon was not told: in the pool's folder.
-pub fn own_socket(folder: &Path, listen: &mut Vec<Listen>) -> Result<(), String> {
-    if listen.iter().any(|listen| matches!(listen, Listen::Unix(_))) {
-        return Ok(());
+pub fn own_socket(folder: &Path, listen: &mut Vec<Listen>) -> io::Result<()> {
+    if !listen.iter().any(|listen| matches!(listen, Listen::Unix(_))) {
+        // The folder may be about to be made.
+        listen.push(Listen::Unix(std::path::absolute(folder.join("nbd.sock"))?));
     }
-    let path = std::path::absolute(folder.join("nbd.sock")).map_err(|e| e.to_string())?;
-    listen.push(Listen::parse(&format!("unix:{}", path.display()))?);
     Ok(())
 }
 
@@ -76,6 +75,10 @@ fn lasts(text: &str) -> Result<Duration, Failure> {
 pub fn token(cli: &Cli, verb: &TokenVerb) -> Result<(), Failure> {
     let folder = pool_folder(cli)?;
     let registry = folder.join(REGISTRY);
+    if !folder.is_dir() {
+        let text = format!("there is no pool in {}: cairn serve --api makes it", folder.display());
+        return Err(Failure::new("not_found", text));
+    }
     if !registry.exists() && !matches!(verb, TokenVerb::Create { .. }) {
         return Err(Failure::new("not_found", "this pool has no sandboxes and no tokens: cairn serve --api"));
     }

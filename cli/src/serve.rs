@@ -73,11 +73,12 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
     // What cannot be right is found before anything is made.
     let usage = |why: String| Failure::new("invalid", why);
     let mut listen = args.nbd.iter().map(|text| Listen::parse(text)).collect::<Result<Vec<_>, _>>().map_err(usage)?;
-    if args.api.is_some() {
-        api::own_socket(&folder, &mut listen).map_err(usage)?;
-    }
+
     let tls = tls(args)?;
     Listen::check_all(&listen, tls.is_some()).map_err(usage)?;
+    if args.api.is_some() {
+        api::own_socket(&folder, &mut listen)?;
+    }
     let map_cache = parse_size(&args.map_cache).filter(|size| MAP_CACHE.contains(size)).ok_or_else(|| {
         usage(format!("--map-cache {:?} is not a size from 1M to 1T: use 256M, 1G, …", args.map_cache))
     })?;
