@@ -52,6 +52,13 @@ pub struct Begun {
     pub port: Port,
 }
 
+impl Begun {
+    /// A command over a connection that is nobody else's.
+    pub fn over(stream: UnixStream) -> Self {
+        Self { stream, decoder: Decoder::default(), port: Port { _lock: None } }
+    }
+}
+
 /// A port that nobody else uses.
 pub struct Port {
     _lock: Option<Lock>,

@@ -276,3 +276,71 @@ impl Registry {
 fn json_text(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::row;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[tokio::test]
+    async fn a_name_is_taken_once_and_what_was_begun_is_found_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("sandboxes.db");
+        let registry = Registry::open(&path).await.expect("a registry");
+        let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let body = serde_json::json!({"labels": ["a"], "environment": {"X": "1"}, "config": {"cpus": 2}});
+        let first = row("local", "web", &body).expect("a row");
+        assert!(registry.add(&first).await.expect("added"));
+        assert!(!registry.add(&row("local", "web", &body).expect("a row")).await.expect("refused"));
+        assert!(registry.add(&row("other", "web", &body).expect("a row")).await.expect("another organization's"));
+        drop(registry);
+        let registry = Registry::open(&path).await.expect("again");
+        assert_eq!(registry.unfinished().await.expect("rows").len(), 2);
+        registry.set_state(&first.id, State::Ready).await.expect("ready");
+        assert_eq!(registry.unfinished().await.expect("rows").len(), 1);
+        let found = registry.find("local", "web").await.expect("a row").expect("it is there");
+        assert_eq!((found.labels, found.environment), (first.labels, first.environment));
+        assert_eq!((found.state, found.machine, found.config), (State::Ready, first.machine, first.config));
+        for (prefix, after, count) in [("", "", 1), ("we", "", 1), ("x", "", 0), ("", "web", 0), ("%", "", 0)] {
+            assert_eq!(registry.list("local", prefix, after, 10).await.expect("rows").len(), count, "{prefix} {after}");
+        }
+        registry.remove(&first.id).await.expect("removed");
+        assert!(registry.find("local", "web").await.expect("no row").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_token_is_good_until_it_ends_or_is_revoked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let registry = Registry::open(&folder.path().join("sandboxes.db")).await.expect("a registry");
+        let token = |org: &str| Token::new(org).expect("random bytes");
+        let (good, narrow, over, unknown) = (token("local"), token("local"), token("local"), token("local"));
+        let scope = Scope::Sandbox("web".to_owned());
+        registry.add_token(&good, &Scope::Organization, Some(i64::MAX)).await.expect("added");
+        registry.add_token(&narrow, &scope, None).await.expect("added");
+        registry.add_token(&over, &Scope::Organization, Some(1)).await.expect("added");
+        assert_eq!(registry.scope_of(&good).await.expect("found"), Some(Scope::Organization));
+        assert_eq!(registry.scope_of(&narrow).await.expect("found"), Some(scope));
+        assert_eq!(registry.scope_of(&over).await.expect("none"), None);
+        assert_eq!(registry.scope_of(&unknown).await.expect("none"), None);
+        // Another organization's name before a good secret.
+        let forged = Token::parse(&good.text().replace("local", "other")).expect("a text");
+        assert_eq!(registry.scope_of(&forged).await.expect("none"), None);
+        assert_eq!(registry.tokens().await.expect("rows").len(), 2);
+        assert!(registry.revoke(&good.id).await.expect("revoked"));
+        assert!(!registry.revoke(&good.id).await.expect("no more"));
+        assert_eq!(registry.scope_of(&good).await.expect("none"), None);
+        assert!(registry.has_had_tokens().await.expect("rows"));
+    }
+
+    #[tokio::test]
+    async fn a_newer_registry_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("sandboxes.db");
+        let registry = Registry::open(&path).await.expect("a registry");
+        sqlx::raw_sql("PRAGMA user_version = 99").execute(&registry.pool).await.expect("changed");
+        let refused = Registry::open(&path).await.err().expect("refused").to_string();
+        assert!(refused.contains("newer cairn"), "{refused}");
+    }
+}

@@ -340,3 +340,110 @@ impl Sessions {
         self.of(machine).iter().for_each(|session| session.give_up());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Blocking;
+
+    fn say(agent: &mut Blocking, reply: &Reply) {
+        let mut bytes = Vec::new();
+        reply.encode(&mut bytes).expect("it fits");
+        agent.write_all(&bytes).expect("the server reads");
+    }
+
+    /// A session whose agent is the other end of the pair.
+    fn begin() -> (Arc<Session>, mpsc::Receiver<Event>, Blocking) {
+        let (ours, theirs) = Blocking::pair().expect("a pair");
+        let (session, events) =
+            Session::start(Begun::over(ours), "machine".to_owned(), true, Meta::default()).expect("a session");
+        (session, events, theirs)
+    }
+
+    async fn all(mut events: mpsc::Receiver<Event>) -> (Vec<u8>, u8) {
+        let mut out = Vec::new();
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Stdout(bytes) | Event::Stderr(bytes) => out.extend(&bytes[..]),
+                Event::Exit(code) => return (out, code),
+            }
+        }
+        panic!("the end is told");
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_loses_nothing() {
+        let (session, events, mut agent) = begin();
+        let agent = std::thread::spawn(move || {
+            say(&mut agent, &Reply::Started { pid: 20 });
+            for i in 0..200u32 {
+                say(&mut agent, &Reply::Stdout(vec![i as u8; 8 << 10]));
+            }
+            say(&mut agent, &Reply::Exited { code: 3, signal: 0 });
+            agent
+        });
+        session.begun().await;
+        assert_eq!(session.id(), "20");
+        // It holds what has come, the sockets hold some, and the agent waits with the rest.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!session.has_ended());
+        let (out, code) = all(events).await;
+        assert_eq!((out.len(), code), (200 * (8 << 10), 3));
+        assert!(out.chunks(8 << 10).zip(0..).all(|(piece, i)| piece.iter().all(|byte| *byte == i as u8)));
+        drop(agent.join());
+        // Whoever comes later hears the end, too.
+        assert!(matches!(session.watch().1.recv().await, Some(Event::Exit(3))));
+    }
+
+    #[tokio::test]
+    async fn who_attaches_gets_what_was_kept_and_then_the_rest() {
+        let (session, first, mut agent) = begin();
+        say(&mut agent, &Reply::Started { pid: 1 });
+        say(&mut agent, &Reply::Stdout(b"before ".to_vec()));
+        while session.output_bytes.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (kept, second) = session.watch();
+        say(&mut agent, &Reply::Stdout(b"after".to_vec()));
+        say(&mut agent, &Reply::Exited { code: 0, signal: 15 });
+        let (later, code) = all(second).await;
+        assert_eq!((kept.as_slice(), later.as_slice(), code), (&b"before "[..], &b"after"[..], 143));
+        assert_eq!(all(first).await.0, b"before after");
+    }
+
+    #[tokio::test]
+    async fn no_more_input_is_sent_than_was_credited() {
+        let (session, events, mut agent) = begin();
+        say(&mut agent, &Reply::Started { pid: 1 });
+        let writer = session.clone();
+        let writing = tokio::spawn(async move { writer.write(&vec![7; 3 * STDIN_WINDOW]).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        agent.set_nonblocking(true).expect("a socket");
+        let (mut sent, mut buffer) = (0, vec![0; 1 << 20]);
+        while let Ok(n) = agent.read(&mut buffer) {
+            sent += n;
+        }
+        let frames = STDIN_WINDOW / OUTPUT_MAX * sandbox_protocol::HEADER;
+        assert_eq!(sent, STDIN_WINDOW + frames);
+        agent.set_nonblocking(false).expect("a socket");
+        // Credit that was never owed is not taken.
+        say(&mut agent, &Reply::Credit(u32::MAX));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(session.credit.available_permits() <= STDIN_WINDOW);
+        assert!(!writing.is_finished());
+        session.give_up();
+        assert!(!writing.await.expect("it ends"), "what was not sent is told");
+        assert_eq!(all(events).await.1, LOST);
+    }
+
+    #[tokio::test]
+    async fn rubbish_and_silence_end_it() {
+        for bytes in [&b"\xff\xff\xff\xff\x02rubbish"[..], &[0, 0, 0, 0, 99], b""] {
+            let (_session, events, mut agent) = begin();
+            agent.write_all(bytes).expect("the server reads");
+            drop(agent);
+            assert_eq!(all(events).await.1, LOST, "{bytes:?}");
+        }
+    }
+}
