@@ -3,7 +3,7 @@
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
 use crate::registry::Sandbox;
-use crate::session::{Event, Meta, Session};
+use crate::session::{Event, Hold, Meta, Session};
 use axum::http::StatusCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use vmm_glue::{Agent, Exec};
 pub struct Watched {
     pub session: Arc<Session>,
     pub events: Receiver<Event>,
+    pub hold: Hold,
 }
 
 /// How long a guest's agent may take to answer.
@@ -36,7 +37,7 @@ impl App {
             Session::start(begun, sandbox.machine.clone(), meta.is_some(), meta.unwrap_or_default())
                 .map_err(|e| ApiError::internal(format!("the guest's agent cannot be reached: {e}")))?;
         self.sessions.add(&session);
-        Ok(Watched { session, events })
+        Ok(Watched { hold: Hold(session.clone()), session, events })
     }
 
     fn is_running(&self, sandbox: &Sandbox) -> bool {

@@ -52,6 +52,14 @@ impl App {
         Ok(done.map_err(|_| ApiError::internal("the request failed in a way that was not foreseen"))??)
     }
 
+    /// Does what must not be left half done when the client that asked for it goes away: its request is dropped then.
+    pub async fn to_the_end<T: Send + 'static>(
+        work: impl std::future::Future<Output = ApiResult<T>> + Send + 'static,
+    ) -> ApiResult<T> {
+        let done = tokio::spawn(work).await;
+        done.map_err(|_| ApiError::internal("the request failed in a way that was not foreseen"))?
+    }
+
     /// Held while a machine is changed.
     pub async fn change(&self, machine: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
@@ -88,7 +96,12 @@ impl App {
     }
 
     /// Makes a sandbox that does not run yet.
-    pub async fn create(self: &Arc<Self>, mut new: Sandbox, from: From) -> ApiResult<Sandbox> {
+    pub async fn create(self: &Arc<Self>, new: Sandbox, from: From) -> ApiResult<Sandbox> {
+        let app = self.clone();
+        Self::to_the_end(async move { app.make(new, from).await }).await
+    }
+
+    async fn make(self: &Arc<Self>, mut new: Sandbox, from: From) -> ApiResult<Sandbox> {
         let config = |key: &str| new.config[key].as_u64();
         let cpus = config("cpus").map_or(CPUS, |cpus| cpus.min(u64::from(u32::MAX)) as u32);
         let memory = config("ram_mb").unwrap_or(MEMORY_MIB).saturating_mul(1 << 20);
@@ -121,6 +134,27 @@ impl App {
 
     /// Ends a sandbox with all that it holds.
     pub async fn delete(self: &Arc<Self>, sandbox: &Sandbox) -> ApiResult<()> {
+        let (app, sandbox) = (self.clone(), sandbox.clone());
+        Self::to_the_end(async move { app.remove(&sandbox).await }).await
+    }
+
+    /// Ends its guest and starts it anew.
+    pub async fn restart(self: &Arc<Self>, sandbox: &Sandbox) -> ApiResult<()> {
+        let (app, machine) = (self.clone(), sandbox.machine.clone());
+        Self::to_the_end(async move {
+            let _change = app.change(&machine).await;
+            app.sessions.end_all(&machine);
+            app.blocking(move |app| {
+                let mut machine = app.machines.get(&machine)?;
+                machine.stop(false)?;
+                machine.start(&*app.pool, None)
+            })
+            .await
+        })
+        .await
+    }
+
+    async fn remove(self: &Arc<Self>, sandbox: &Sandbox) -> ApiResult<()> {
         let _change = self.change(&sandbox.machine).await;
         self.registry.set_state(&sandbox.id, State::Deleting).await?;
         self.sessions.end_all(&sandbox.machine);
@@ -138,16 +172,18 @@ impl App {
         if self.blocking(move |app| Ok(running(&app.machines.status(&look)?))).await? {
             return Ok(self.machines.folder(&machine)?);
         }
-        let _change = self.change(&machine).await;
-        let begin = std::time::Instant::now();
-        let folder = self
-            .blocking(move |app| {
+        let (app, begin) = (self.clone(), std::time::Instant::now());
+        let folder = Self::to_the_end(async move {
+            let _change = app.change(&machine).await;
+            app.blocking(move |app| {
                 if !running(&app.machines.status(&machine)?) {
                     app.machines.get(&machine)?.boot_or_wake(&*app.pool)?;
                 }
                 app.machines.folder(&machine)
             })
-            .await?;
+            .await
+        })
+        .await?;
         info!(sandbox = sandbox.name, time_ms = begin.elapsed().as_millis() as u64, "a sandbox is awake");
         if let Err(e) = self.registry.was_active(&sandbox.id).await {
             warn!(error = %e, "when it was active is not noted");

@@ -297,6 +297,20 @@ impl Session {
     }
 }
 
+/// Whoever a command runs for. When it goes, also because a client has gone in the middle of a request, the command ends, or
+/// is one that nobody watches.
+pub struct Hold(pub Arc<Session>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        match (self.0.has_ended(), self.0.is_listed) {
+            (true, _) => {}
+            (false, true) => self.0.left(),
+            (false, false) => self.0.give_up(),
+        }
+    }
+}
+
 async fn send(mut to: OwnedWriteHalf, mut inputs: mpsc::Receiver<Request>) {
     while let Some(request) = inputs.recv().await {
         let mut bytes = Vec::new();
@@ -435,6 +449,32 @@ mod tests {
         session.give_up();
         assert!(!writing.await.expect("it ends"), "what was not sent is told");
         assert_eq!(all(events).await.1, LOST);
+    }
+
+    #[tokio::test]
+    async fn a_command_that_nobody_is_there_for_ends() {
+        let (ours, theirs) = Blocking::pair().expect("a pair");
+        let meta = Meta { after_disconnect: Some(Duration::from_millis(50)), ..Meta::default() };
+        let (session, events) = Session::start(Begun::over(ours), String::new(), true, meta).expect("a session");
+        let (_, other) = session.watch();
+        drop(events);
+        drop(Hold(session.clone()));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!session.has_ended(), "somebody watches");
+        drop(other);
+        drop(Hold(session.clone()));
+        while !session.has_ended() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(theirs);
+        // One that is of a request ends with it.
+        let (ours, _theirs) = Blocking::pair().expect("a pair");
+        let (session, events) =
+            Session::start(Begun::over(ours), String::new(), false, Meta::default()).expect("a session");
+        drop((events, Hold(session.clone())));
+        while !session.has_ended() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     #[tokio::test]

@@ -55,7 +55,7 @@ pub async fn run(
         return Ok(Json(json!({"stdout": text(&out), "stderr": text(&err), "exit_code": code})).into_response());
     }
     let (exec, _) = words.exec()?;
-    let mut begun = app.begin(&sandbox, exec, None).await?;
+    let begun = app.begin(&sandbox, exec, None).await?;
     let (session, has_stdin) = (begun.session.clone(), words.is("stdin"));
     tokio::spawn(async move {
         if has_stdin {
@@ -65,6 +65,7 @@ pub async fn run(
     });
     let (to, chunks) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     tokio::spawn(async move {
+        let mut begun = begun;
         let mut next = begun.events.recv().await;
         while let Some(event) = next.take() {
             let (kind, mut frame) = match event {

@@ -4,7 +4,7 @@ use super::socket::{serve, Watcher};
 use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
-use crate::session::Meta;
+use crate::session::{Hold, Meta};
 use crate::time::duration;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, Query, State};
@@ -88,7 +88,7 @@ async fn attach_to(
     let session = app.sessions.find(&sandbox.machine, id);
     let session = session.ok_or_else(|| ApiError::not_found(format!("session not found: {id}")))?;
     let (kept, events) = session.watch();
-    let watcher = Watcher { session, events, kept, is_owner: false };
+    let watcher = Watcher { hold: Hold(session.clone()), session, events, kept, is_owner: false };
     Ok(upgraded(socket.max_message_size(MESSAGE_MAX).on_upgrade(|socket| serve(socket, watcher))))
 }
 
@@ -114,7 +114,8 @@ pub async fn begin_or_list(
     let (exec, meta) = words.exec()?;
     let sandbox = caller.sandbox(&app, &name).await?;
     let begun = app.begin(&sandbox, exec, Some(meta)).await?;
-    let watcher = Watcher { session: begun.session, events: begun.events, kept: Vec::new(), is_owner: true };
+    let watcher =
+        Watcher { hold: begun.hold, session: begun.session, events: begun.events, kept: Vec::new(), is_owner: true };
     Ok(upgraded(socket.max_message_size(MESSAGE_MAX).on_upgrade(|socket| serve(socket, watcher))))
 }
 

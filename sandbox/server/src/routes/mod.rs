@@ -19,6 +19,8 @@ use std::sync::Arc;
 
 /// Bytes of a request in JSON.
 const JSON_MAX: usize = 1 << 20;
+/// Bytes of standard input in a request that is no WebSocket's.
+const INPUT_MAX: usize = 16 << 20;
 /// What SDKs take for the version of what runs in the guest: one that knows `/exec/{id}`.
 const VERSION: &str = "v0.0.1-rc43";
 
@@ -30,7 +32,7 @@ async fn version(mut response: Response) -> Response {
 /// Everything that the server answers.
 pub fn all(app: Arc<App>) -> Router {
     let within = Router::new()
-        .route("/exec", get(exec::begin_or_list).post(commands::run))
+        .route("/exec", get(exec::begin_or_list).post(commands::run).layer(DefaultBodyLimit::max(INPUT_MAX)))
         .route("/exec/{id}", get(exec::attach))
         .route("/exec/{id}/kill", post(commands::kill))
         .route("/checkpoint", post(checkpoints::create))

@@ -4,7 +4,7 @@
 //!   * the last that a client gets is the status, as a frame and as text, and then the socket is closed at once;
 //!   * what a client sends is taken beside what it gets: a command that neither reads nor ends holds up nobody.
 
-use crate::session::{Event, Session};
+use crate::session::{Event, Hold, Session};
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use futures_util::stream::{SplitSink, SplitStream};
@@ -35,6 +35,8 @@ pub struct Watcher {
     /// What came before.
     pub kept: Vec<u8>,
     pub is_owner: bool,
+    /// Its command goes on for as long as it may when this has gone.
+    pub hold: Hold,
 }
 
 /// A signal's number by its name.
@@ -158,7 +160,10 @@ pub async fn serve(socket: WebSocket, mut watcher: Watcher) {
     let session = watcher.session.clone();
     let taking = tokio::spawn(take(session.clone(), from, gone));
     let ended = tell(&mut watcher, &mut to, has_gone).await;
-    drop(watcher);
+    // The events go first: whoever looks for watchers finds none.
+    let Watcher { events, hold, .. } = watcher;
+    drop(events);
+    drop(hold);
     match ended {
         Some(code) => {
             if !session.meta.tty {
@@ -174,10 +179,7 @@ pub async fn serve(socket: WebSocket, mut watcher: Watcher) {
                 abort.abort();
             }
         }
-        None => {
-            session.left();
-            taking.abort();
-        }
+        None => taking.abort(),
     }
 }
 

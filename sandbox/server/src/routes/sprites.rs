@@ -239,16 +239,7 @@ pub async fn delete(State(app): AppState, caller: Caller, Path(name): Path<Strin
 
 pub async fn restart(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Value>> {
     let sandbox = caller.sandbox(&app, &name).await?;
-    let change = app.change(&sandbox.machine).await;
-    app.sessions.end_all(&sandbox.machine);
-    let machine = sandbox.machine.clone();
-    app.blocking(move |app| {
-        let mut machine = app.machines.get(&machine)?;
-        machine.stop(false)?;
-        machine.start(&*app.pool, None)
-    })
-    .await?;
-    drop(change);
+    app.restart(&sandbox).await?;
     Ok(Json(json!({"sprite_name": name, "machine_id": sandbox.machine, "message": "restarted"})))
 }
 
