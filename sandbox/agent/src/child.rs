@@ -88,6 +88,10 @@ impl Running {
         unsafe {
             command.pre_exec(move || {
                 check(libc::setsid())?;
+                // Whoever started the agent may ignore signals: a command does not, unless it says so.
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGCHLD] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 if is_terminal {
                     check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
                 }
