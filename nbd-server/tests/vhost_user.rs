@@ -304,8 +304,9 @@ fn hostile_messages_are_refused_and_leave_no_descriptor_open() {
     let mut guest = Front::agreed(&socket, Setup::default()).expect("a guest");
     guest.say_with_surplus(32, &words(&[4096, 0, 0]), 7).expect("said");
     assert!(guest.hear(32).expect("answered").0 != [0; 8], "it is refused");
-    guest.say_with_surplus(32, &words(&[4096, 0, 0]), 20).expect("said");
-    assert!(guest.hear(32).is_err(), "its connection ends");
+    // Perhaps before all of it is said.
+    let said = guest.say_with_surplus(32, &words(&[4096, 0, 0]), 20);
+    assert!(said.is_err() || guest.hear(32).is_err(), "its connection ends");
     drop(guest);
     settle(before, "surplus descriptors");
     // Size, places and base are frozen while a queue runs.
