@@ -28,7 +28,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a frame at which it takes no more.
 const FRAME_MAX: usize = 256 << 10;
 /// Between two frames.
-const APART: Duration = Duration::from_millis(20);
+const APART: Duration = Duration::from_millis(40);
 /// Lines that a slow client may have before it.
 const LINES: usize = 16;
 
@@ -74,7 +74,8 @@ pub async fn run(
                 Event::Exit(code) => (3, vec![3, code]),
             };
             // What has come in the meantime of the same stream goes with it.
-            while let Ok(more) = begun.events.try_recv() {
+            let until = tokio::time::Instant::now() + APART;
+            while let Ok(Some(more)) = tokio::time::timeout_at(until, begun.events.recv()).await {
                 match (kind, &more) {
                     (1, Event::Stdout(bytes)) | (2, Event::Stderr(bytes)) if frame.len() < FRAME_MAX => {
                         frame.extend(&bytes[..]);
