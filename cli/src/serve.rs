@@ -133,11 +133,12 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
         },
     )?;
     cache.into_iter().for_each(|cache| server.set_cache(cache));
-    let mounted = args.mount.as_deref().map(|at| mount::serve_beside(&pool_folder, at)).transpose()?;
+    let mounted =
+        args.mount.as_deref().map(|at| Ok::<_, Failure>((mount::serve_beside(&pool_folder, at)?, at))).transpose()?;
     let api = args.api.map(|at| api::serve_beside(&pool_folder, at, args)).transpose()?;
     info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
     let outcome = server.run();
     api.into_iter().for_each(Beside::end);
-    mounted.into_iter().for_each(mount::Beside::end);
+    mounted.into_iter().for_each(|(mounted, at)| mount::end_beside(mounted, at));
     Ok(outcome?)
 }

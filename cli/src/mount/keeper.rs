@@ -2,6 +2,7 @@
 
 use super::broker;
 use super::worker::KEEPER;
+use crate::beside::Beside;
 use crate::client::{self, Failure, CONTROL};
 use serde_json::{json, Value};
 use std::ffi::CString;
@@ -10,17 +11,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 use std::{env, fs, thread};
-use tracing::warn;
-
-/// Before a mount beside a daemon is made again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// What `cairn mount` was asked for.
 pub struct Wanted<'a> {
@@ -122,49 +115,20 @@ pub fn keep(wanted: &Wanted<'_>) -> Result<(), Failure> {
     end(wanted.folder, ended, told)
 }
 
-/// A mount beside a daemon in this process.
-pub struct Beside {
-    over: Arc<AtomicBool>,
-    folder: PathBuf,
-    thread: JoinHandle<()>,
-}
-
-impl Beside {
-    /// Takes it away.
-    pub fn end(self) {
-        self.over.store(true, Ordering::Relaxed);
-        let _ = detach(&self.folder, true);
-        let _ = self.thread.join();
-    }
-}
-
 /// Mounts all volumes at `folder` beside a daemon that is about to answer, and again whenever the mount's process ends.
 pub fn serve_beside(pool: &Path, folder: &Path) -> io::Result<Beside> {
-    let over = Arc::new(AtomicBool::new(false));
-    let (ends, pool, at) = (over.clone(), pool.to_owned(), folder.to_owned());
-    let thread = thread::Builder::new().name("cairn-mount".to_owned()).spawn(move || {
-        while !ends.load(Ordering::Relaxed) {
-            let wanted = Wanted { pool: &pool, volume: None, folder: &at, allow_other: false };
-            let mut command = wanted.arguments("--foreground");
-            command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-            // SAFETY: between fork and exec only calls that are allowed there. Signals are held back in the daemon.
-            unsafe {
-                command.pre_exec(|| {
-                    let mut none = std::mem::zeroed();
-                    libc::sigemptyset(&mut none);
-                    libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-                    Ok(())
-                });
-            }
-            let ended = command.spawn().and_then(|mut keeper| keeper.wait());
-            if !ends.load(Ordering::Relaxed) {
-                warn!(folder = %at.display(), ?ended, "the mount ended and is made again");
-                thread::sleep(AGAIN);
-            }
-        }
-    })?;
-    Ok(Beside { over, folder: folder.to_owned(), thread })
+    let (pool, at) = (pool.to_owned(), folder.to_owned());
+    Beside::keep("mount", move || {
+        let wanted = Wanted { pool: &pool, volume: None, folder: &at, allow_other: false };
+        let mut command = wanted.arguments("--foreground");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        command
+    })
+}
+
+/// Takes a mount beside a daemon away: its process ends then.
+pub fn end_beside(mounted: Beside, folder: &Path) {
+    mounted.end_by(|_| drop(detach(folder, true)));
 }
 
 /// The worker is gone: so is the mount.

@@ -14,5 +14,5 @@ mod keeper;
 mod pool;
 mod worker;
 
-pub use keeper::{keep, serve_beside, start, unmount, Beside, Wanted};
+pub use keeper::{end_beside, keep, serve_beside, start, unmount, Wanted};
 pub use worker::work;

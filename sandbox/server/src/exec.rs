@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
-use vmm_glue::{Agent, Exec};
+use vmm_glue::{Agent, Exec, Kind};
 
 /// A command and its first watcher.
 pub struct Watched {
@@ -27,21 +27,21 @@ impl App {
         let bytes = |text: &String| text.clone().into_bytes();
         let own = sandbox.environment.iter().map(|(name, value)| (bytes(name), bytes(value)));
         exec.env = own.chain(exec.env).collect();
-        let begun = self.blocking(move |_| Agent::session(&folder, AGENT)?.begin(exec)).await.map_err(|mut e| {
-            if e.status == StatusCode::BAD_REQUEST && !self.is_running(sandbox) {
-                e.status = StatusCode::SERVICE_UNAVAILABLE;
-            }
-            e
-        })?;
+        let machine = sandbox.machine.clone();
+        let begun = self.blocking(move |app| {
+            let begun = Agent::session(&folder, AGENT).and_then(|agent| agent.begin(exec));
+            begun.map_err(|e| match app.machines.status(&machine) {
+                Ok(status) if status.state == "running" => e,
+                // It was ended between being woken and this: to ask again is of use.
+                _ => vmm_glue::Error::new(Kind::Busy, e.message),
+            })
+        });
+        let begun = begun.await?;
         let (session, events) =
             Session::start(begun, sandbox.machine.clone(), meta.is_some(), meta.unwrap_or_default())
                 .map_err(|e| ApiError::internal(format!("the guest's agent cannot be reached: {e}")))?;
         self.sessions.add(&session);
         Ok(Watched { hold: Hold(session.clone()), session, events })
-    }
-
-    fn is_running(&self, sandbox: &Sandbox) -> bool {
-        self.machines.status(&sandbox.machine).is_ok_and(|status| status.state == "running")
     }
 
     /// Begins something that the agent itself does.

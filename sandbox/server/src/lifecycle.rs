@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use vmm_glue::{Kind, Machines, New, Status, Transport};
 
 /// What a sandbox is made of when its creator does not say.
@@ -31,7 +31,7 @@ pub struct App {
 }
 
 /// What a new sandbox begins as.
-pub enum From {
+pub enum Origin {
     Image(String),
     /// Another machine: its name, or NAME@ID.
     Machine(String),
@@ -75,8 +75,11 @@ impl App {
     pub async fn put_in_order(self: &Arc<Self>) -> ApiResult<()> {
         for sandbox in self.registry.unfinished().await? {
             info!(sandbox = sandbox.name, state = ?sandbox.state, "finishing what was begun");
-            self.remove_machine(&sandbox.machine).await?;
-            self.registry.remove(&sandbox.id).await?;
+            // One that cannot be finished now keeps the others from nothing: its name stays taken until it can.
+            match self.remove_machine(&sandbox.machine).await {
+                Ok(()) => self.registry.remove(&sandbox.id).await?,
+                Err(e) => error!(sandbox = sandbox.name, error = %e, "it cannot be removed: tried at the next start"),
+            }
         }
         Ok(())
     }
@@ -96,12 +99,12 @@ impl App {
     }
 
     /// Makes a sandbox that does not run yet.
-    pub async fn create(self: &Arc<Self>, new: Sandbox, from: From) -> ApiResult<Sandbox> {
+    pub async fn create(self: &Arc<Self>, new: Sandbox, from: Origin) -> ApiResult<Sandbox> {
         let app = self.clone();
         Self::to_the_end(async move { app.make(new, from).await }).await
     }
 
-    async fn make(self: &Arc<Self>, mut new: Sandbox, from: From) -> ApiResult<Sandbox> {
+    async fn make(self: &Arc<Self>, mut new: Sandbox, from: Origin) -> ApiResult<Sandbox> {
         let config = |key: &str| new.config[key].as_u64();
         let cpus = config("cpus").map_or(CPUS, |cpus| cpus.min(u64::from(u32::MAX)) as u32);
         let memory = config("ram_mb").unwrap_or(MEMORY_MIB).saturating_mul(1 << 20);
@@ -113,11 +116,11 @@ impl App {
         let machine = new.machine.clone();
         let made = self.blocking(move |app| {
             let made = match from {
-                From::Image(image) => app.machines.make(
+                Origin::Image(image) => app.machines.make(
                     &*app.pool,
                     &New { name: machine, image, cpus, memory, disk, transport: Transport::VhostUser },
                 ),
-                From::Machine(source) => app.machines.copy(&*app.pool, &source, &machine),
+                Origin::Machine(source) => app.machines.copy(&*app.pool, &source, &machine),
             };
             made.map(drop)
         });
@@ -158,7 +161,13 @@ impl App {
         let _change = self.change(&sandbox.machine).await;
         self.registry.set_state(&sandbox.id, State::Deleting).await?;
         self.sessions.end_all(&sandbox.machine);
-        self.remove_machine(&sandbox.machine).await?;
+        if let Err(e) = self.remove_machine(&sandbox.machine).await {
+            // What could not be deleted is still there, and can be asked to go again.
+            if self.machines.has(&sandbox.machine) {
+                self.registry.set_state(&sandbox.id, State::Ready).await?;
+            }
+            return Err(e);
+        }
         self.registry.remove(&sandbox.id).await?;
         info!(sandbox = sandbox.name, "a sandbox was deleted");
         Ok(())

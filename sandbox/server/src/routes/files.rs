@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::{header, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::{post, MethodRouter};
 use axum::Json;
 use futures_util::StreamExt;
 use serde_json::{json, Value};
@@ -243,65 +244,49 @@ pub async fn delete(
     ask(&app, &sandbox, &words).await.map(Json)
 }
 
-async fn pair(app: Arc<App>, caller: Caller, name: String, body: Bytes, verb: &str) -> ApiResult<Json<Value>> {
-    let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
-    let folder = body["workingDir"].as_str();
-    let (from, to) = (place(body["source"].as_str(), folder)?, place(body["dest"].as_str(), folder)?);
-    let mut words = vec!["fs", verb];
-    words.extend((verb == "copy" && body["recursive"] == true).then_some("--recursive"));
-    words.extend(["--", &from, &to]);
-    ask(&app, &sandbox, &words).await.map(Json)
-}
-
-pub async fn rename(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> ApiResult<Json<Value>> {
-    pair(app, caller, name, body, "rename").await
-}
-
-pub async fn copy(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> ApiResult<Json<Value>> {
-    pair(app, caller, name, body, "copy").await
-}
-
-pub async fn chmod(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> ApiResult<Json<Value>> {
-    let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
-    let path = place(body["path"].as_str(), body["workingDir"].as_str())?;
-    let mode = body["mode"].as_str().ok_or_else(|| ApiError::bad("mode is required, as in \"0755\""))?;
-    let mut words = vec!["fs", "chmod", mode];
-    words.extend((body["recursive"] == true).then_some("--recursive"));
-    words.extend(["--", &path]);
-    ask(&app, &sandbox, &words).await.map(Json)
-}
-
-pub async fn chown(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> ApiResult<Json<Value>> {
-    let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
-    let path = place(body["path"].as_str(), body["workingDir"].as_str())?;
-    let number = |key: &str| {
-        body[key].as_u64().map(|n| n.to_string()).ok_or_else(|| ApiError::bad(format!("{key} is required")))
+/// A verb that takes a file from one place to another.
+pub fn from_to(verb: &'static str) -> MethodRouter<Arc<App>> {
+    let answer = move |State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>, body: Bytes| async move {
+        let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
+        let folder = body["workingDir"].as_str();
+        let (from, to) = (place(body["source"].as_str(), folder)?, place(body["dest"].as_str(), folder)?);
+        let mut words = vec!["fs", verb];
+        words.extend((verb == "copy" && body["recursive"] == true).then_some("--recursive"));
+        words.extend(["--", &from, &to]);
+        ask(&app, &sandbox, &words).await.map(Json)
     };
-    let (uid, gid) = (number("uid")?, number("gid")?);
-    let mut words = vec!["fs", "chown", &uid, &gid];
-    words.extend((body["recursive"] == true).then_some("--recursive"));
-    words.extend(["--", &path]);
-    ask(&app, &sandbox, &words).await.map(Json)
+    post(answer)
+}
+
+/// A verb that changes what a file, or all in a folder, has; `values` are its words from the body.
+fn change(verb: &'static str, values: fn(&Value) -> ApiResult<Vec<String>>) -> MethodRouter<Arc<App>> {
+    let answer = move |State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>, body: Bytes| async move {
+        let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
+        let path = place(body["path"].as_str(), body["workingDir"].as_str())?;
+        let values = values(&body)?;
+        let mut words = vec!["fs", verb];
+        words.extend(values.iter().map(String::as_str));
+        words.extend((body["recursive"] == true).then_some("--recursive"));
+        words.extend(["--", &path]);
+        ask(&app, &sandbox, &words).await.map(Json)
+    };
+    post(answer)
+}
+
+pub fn chmod() -> MethodRouter<Arc<App>> {
+    change("chmod", |body| {
+        let mode = body["mode"].as_str().ok_or_else(|| ApiError::bad("mode is required, as in \"0755\""))?;
+        Ok(vec![mode.to_owned()])
+    })
+}
+
+pub fn chown() -> MethodRouter<Arc<App>> {
+    change("chown", |body| {
+        let number = |key: &str| {
+            body[key].as_u64().map(|n| n.to_string()).ok_or_else(|| ApiError::bad(format!("{key} is required")))
+        };
+        Ok(vec![number("uid")?, number("gid")?])
+    })
 }
 
 #[cfg(test)]

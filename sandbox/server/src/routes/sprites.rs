@@ -2,7 +2,7 @@
 
 use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
-use crate::lifecycle::{self, App, From};
+use crate::lifecycle::{self, App, Origin};
 use crate::registry::Sandbox;
 use crate::time::{now, rfc3339};
 use axum::body::Bytes;
@@ -92,14 +92,14 @@ fn auth_of(body: &Value) -> ApiResult<Option<&str>> {
 }
 
 /// What a sandbox is made from: `from` in the body.
-async fn source(app: &App, caller: &Caller, body: &Value) -> ApiResult<From> {
+async fn source(app: &App, caller: &Caller, body: &Value) -> ApiResult<Origin> {
     let from = &body["from"];
     if let Some(image) = from["image"].as_str() {
-        return Ok(From::Image(image.to_owned()));
+        return Ok(Origin::Image(image.to_owned()));
     }
-    let Some(name) = from["sprite"].as_str() else { return Ok(From::Image(app.image.clone())) };
+    let Some(name) = from["sprite"].as_str() else { return Ok(Origin::Image(app.image.clone())) };
     let origin = caller.sandbox(app, name).await?;
-    Ok(From::Machine(match from["checkpoint"].as_str() {
+    Ok(Origin::Machine(match from["checkpoint"].as_str() {
         None | Some("Current") => origin.machine,
         Some(id) => format!("{}@{id}", origin.machine),
     }))
