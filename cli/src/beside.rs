@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tracing::warn;
 
-/// Before it is started again; twice as long each time, up to `AGAIN_MAX`, when it ends within that.
+/// Before it is started again; twice as long each time, up to `AGAIN_MAX`, when it ends by itself within that: whatever it
+/// lacks will not have come at once. One that was killed lacks nothing.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 
@@ -86,7 +87,8 @@ impl Beside {
                 if state.over {
                     return;
                 }
-                pause = if begin.elapsed() > AGAIN_MAX { AGAIN } else { pause };
+                let again = begin.elapsed() > AGAIN_MAX || ended.as_ref().is_ok_and(|status| status.code().is_none());
+                pause = if again { AGAIN } else { pause };
                 warn!(
                     what,
                     ?ended,

@@ -168,6 +168,24 @@ fn a_checkpoint_can_be_read_and_not_written() {
 }
 
 #[test]
+fn a_volume_that_becomes_read_only_can_be_read_and_not_written() {
+    let daemon = Daemon::start();
+    let socket = listen(&daemon, "disk");
+    let mut guest = Front::connect(&socket, Setup::default()).expect("a guest");
+    assert_eq!(guest.call(0, WRITE, 0, &[3; 4096], 0).expect("an answer").0, OK);
+    let said = try_control(&daemon, r#"{"op":"volume.set","volume":"disk","read_only":true}"#);
+    assert!(said.contains("busy") && said.contains("disk (1)"), "{said}");
+    assert_eq!(guest.call(0, WRITE, 0, &[4; 4096], 0).expect("an answer").0, OK);
+    daemon.control(r#"{"op":"volume.set","volume":"disk","read_only":true,"force":true}"#);
+    drop(guest);
+    let mut guest = Front::connect(&socket, Setup::default()).expect("a guest");
+    assert_eq!(guest.offered & feature::RO, feature::RO);
+    assert_eq!(guest.call(0, READ, 0, &[], 4096).expect("an answer"), (OK, vec![4; 4096]));
+    assert_eq!(guest.call(0, WRITE, 0, &[5; 4096], 0).expect("an answer").0, IO_ERROR);
+    assert_eq!(guest.call(0, ZERO, 0, &range(0, 8, 0), 0).expect("an answer").0, IO_ERROR);
+}
+
+#[test]
 fn a_queue_stops_when_all_is_answered_and_goes_on() {
     let daemon = Daemon::start();
     let socket = listen(&daemon, "disk");
