@@ -149,6 +149,19 @@ impl Machine {
         Ok(undo)
     }
 
+    /// Deletes a checkpoint of its disk, with the memory that was saved beside it.
+    ///
+    /// # Errors
+    /// There is no such checkpoint, or the machine sleeps at it.
+    pub fn delete_checkpoint(&self, store: &dyn Store, id: &str) -> Result<()> {
+        if self.record.asleep_at.as_deref() == Some(id) {
+            return Err(Error::new(Kind::Busy, format!("the machine {} sleeps at {id}: wake it first", self.name())));
+        }
+        store.delete_checkpoint(self.name(), id)?;
+        self.forget_deleted(store);
+        Ok(())
+    }
+
     fn copy_of(&self, name: &str) -> Record {
         Record { name: name.to_owned(), accel: None, asleep_at: None, ..self.record.clone() }
     }

@@ -136,7 +136,8 @@ pub async fn delete(
     Path((name, id)): Path<(String, String)>,
 ) -> ApiResult<StatusCode> {
     let sandbox = caller.sandbox(&app, &name).await?;
-    app.blocking(move |app| app.pool.delete_checkpoint(&sandbox.machine, &id)).await?;
+    let _change = app.change(&sandbox.machine).await;
+    app.blocking(move |app| app.machines.get(&sandbox.machine)?.delete_checkpoint(&*app.pool, &id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
