@@ -1,5 +1,6 @@
 //! The sandbox API: its server beside a daemon, and `cairn token`.
 
+use crate::api_args::ApiArgs;
 use crate::args::{Cli, ServeArgs};
 use crate::beside::Beside;
 use crate::client::Failure;
@@ -10,15 +11,15 @@ use crate::vm::machines;
 use crate::vm_store::Daemon;
 use clap::builder::PossibleValue;
 use clap::ValueEnum;
-use nbd_server::Listen;
-use sandbox_server::{create_token, first_token, revoke_token, rfc3339, tokens, Options, Scope, REGISTRY};
+use nbd_server::{Listen, Tls, TlsFiles};
+use sandbox_server::{create_token, first_token, revoke_token, rfc3339, tokens, Limits, Options, Scope, REGISTRY};
 use serde_json::{json, Value};
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 /// The organization of whoever is not asked.
 const ORG: &str = "local";
@@ -36,32 +37,47 @@ pub fn own_socket(folder: &Path, listen: &mut Vec<Listen>) -> io::Result<()> {
 }
 
 /// Keeps a server of the API beside the daemon; at the first start a token is printed.
-pub fn serve_beside(folder: &Path, listen: SocketAddr, args: &ServeArgs) -> io::Result<Beside> {
+pub fn serve_beside(folder: &Path, args: &ServeArgs) -> io::Result<Beside> {
     if let Some(token) = first_token(&folder.join(REGISTRY), ORG)? {
         println!("cairn: the first token of this pool, shown this once: {}", token.text());
     }
     let name = |value: Option<PossibleValue>| value.map(|value| value.get_name().to_owned()).unwrap_or_default();
     let log = [name(args.log_level.to_possible_value()), name(args.log_format.to_possible_value())];
-    let (folder, image) = (std::path::absolute(folder)?, args.api_image.clone());
+    let (folder, words) = (std::path::absolute(folder)?, args.api.words());
     Beside::keep("api", move || {
         let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "cairn".into()));
-        command.arg("--pool").arg(&folder).arg("api-server").arg(listen.to_string()).arg(&image).args(&log);
+        command.arg("--pool").arg(&folder).arg("api-server").args(&words).args(&log);
         command.stdin(Stdio::null());
         command
     })
 }
 
+/// What the API speaks TLS with.
+pub fn tls(args: &ApiArgs) -> Result<Option<Tls>, Failure> {
+    let (Some(cert), Some(key)) = (args.api_tls_cert.clone(), args.api_tls_key.clone()) else { return Ok(None) };
+    let files = TlsFiles { cert, key, client_ca: None };
+    Tls::load(&files).map(Some).map_err(|e| Failure::new("invalid", format!("TLS: {e}")))
+}
+
 /// Is the server of the API.
-pub fn serve(cli: &Cli, listen: SocketAddr, image: &str) -> Result<(), Failure> {
+pub fn serve(cli: &Cli, args: &ApiArgs) -> Result<(), Failure> {
     let folder = pool_folder(cli)?;
+    let listen = args.api.ok_or_else(|| Failure::new("invalid", "where? give --api HOST:PORT"))?;
+    let tls = tls(args)?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    if tls.is_none() && !listen.ip().is_loopback() {
+        warn!("tokens are readable on the network: add --api-tls-cert and --api-tls-key, or put a proxy with TLS before it");
+    }
     let options = Options {
         listen,
         registry: folder.join(REGISTRY),
         machines: machines(&folder)?,
         pool: Box::new(Daemon::of(&folder)),
-        image: image.to_owned(),
+        image: args.api_image.clone(),
+        limits: Limits { sandboxes: args.api_max_sandboxes, open: args.api_max_requests },
+        tls: tls.map(|tls| tls.config()),
     };
-    let told = |at: SocketAddr| info!(url = format!("http://{at}"), "the sandbox API is served");
+    let told = |at: SocketAddr| info!(url = format!("{scheme}://{at}"), "the sandbox API is served");
     sandbox_server::run(options, told).map_err(|e| Failure::new("io", format!("the sandbox API on {listen}: {e}")))
 }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
-use crate::guest_args::{ImageVerb, TokenVerb, VmVerb};
+use crate::api_args::ApiArgs;
+use crate::guest_args::{ImageVerb, InspectVerb, TokenVerb, VmVerb};
 use crate::logging::{LogFormat, LogLevel};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ pub enum Verb {
     #[command(
         after_help = "Examples:\n  cairn serve --pool /var/lib/cairn --nbd unix:/run/cairn.sock\n  cairn serve --nbd tcp:0.0.0.0:10809 --tls-cert cert.pem --tls-key key.pem --tls-client-ca ca.pem\n\nExports are VOL (read-write) and VOL@ID (a checkpoint, read-only). SIGTERM ends it cleanly within seconds."
     )]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Create, list, resize, import, export and delete volumes
     #[command(subcommand)]
     Volume(VolumeVerb),
@@ -104,10 +105,8 @@ pub enum Verb {
     /// Serve the sandbox API beside a daemon, which does that by itself with --api
     #[command(hide = true)]
     ApiServer {
-        /// Where it listens
-        listen: std::net::SocketAddr,
-        /// What sandboxes are made from
-        image: String,
+        #[command(flatten)]
+        api: ApiArgs,
         /// As the daemon's
         #[arg(value_enum)]
         log_level: LogLevel,
@@ -115,6 +114,9 @@ pub enum Verb {
         #[arg(value_enum)]
         log_format: LogFormat,
     },
+    /// Look into a state's files, from a process that can do nothing else (for the sandbox API)
+    #[command(subcommand, hide = true)]
+    Inspect(InspectVerb),
     /// Tell whether this machine can run guests, and how
     #[command(
         after_help = "What is found is kept until this machine is started again. CAIRN_ACCEL=kvm or CAIRN_ACCEL=tcg overrides it."
@@ -184,12 +186,8 @@ pub struct ServeArgs {
     /// Authorities whose clients are let in; without it every client that can connect is
     #[arg(long, value_name = "PEM", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
-    /// Serve the sandbox API over HTTP, see cairn token
-    #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = sandbox_server::DEFAULT_LISTEN)]
-    pub api: Option<std::net::SocketAddr>,
-    /// What sandboxes are made from when their creator does not say: cairn image list
-    #[arg(long, default_value = sandbox_server::DEFAULT_IMAGE, value_name = "IMAGE", requires = "api")]
-    pub api_image: String,
+    #[command(flatten)]
+    pub api: ApiArgs,
     /// Show checkpoints as read-only folders at this folder, see cairn mount
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,

@@ -30,6 +30,45 @@ pub enum TokenVerb {
     },
 }
 
+/// On files of a state, as the sandbox API asks: answers and refusals in the form of the agent's `fs` verbs.
+#[derive(Subcommand)]
+pub enum InspectVerb {
+    /// What a file is, or what is in a folder
+    List {
+        /// With all that is below it
+        #[arg(long)]
+        recursive: bool,
+        /// The volume
+        volume: String,
+        /// The checkpoint; Current is the head
+        id: String,
+        /// The path
+        path: String,
+    },
+    /// A line that tells what a file is, and its bytes
+    Read {
+        /// The volume
+        volume: String,
+        /// The checkpoint; Current is the head
+        id: String,
+        /// The path
+        path: String,
+        /// The first byte
+        from: u64,
+        /// Bytes at most
+        len: u64,
+    },
+    /// Files that differ between two states
+    Diff {
+        /// The volume
+        volume: String,
+        /// The older state
+        from: String,
+        /// The newer state
+        to: String,
+    },
+}
+
 /// On machines.
 #[derive(Subcommand)]
 pub enum VmVerb {

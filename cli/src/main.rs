@@ -5,6 +5,7 @@
 //! 6 no space.
 
 mod api;
+mod api_args;
 mod args;
 mod beside;
 mod bucket;
@@ -13,6 +14,7 @@ mod export;
 mod files;
 mod guest_args;
 mod import;
+mod jail;
 mod link;
 mod logging;
 mod mount;
@@ -73,10 +75,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Verb::Vm(verb) => vm::vm(cli, verb),
         Verb::Image(verb) => vm::image(cli, verb),
         Verb::Token(verb) => api::token(cli, verb),
-        Verb::ApiServer { listen, image, log_level, log_format } => {
+        Verb::ApiServer { api, log_level, log_format } => {
             logging::start(*log_level, *log_format);
-            api::serve(cli, *listen, image)
+            api::serve(cli, api)
         }
+        Verb::Inspect(verb) => files::inspect(&requests::pool_folder(cli)?, verb),
         Verb::Doctor => vm::doctor(cli),
         verb => requests::run(cli, verb),
     }

@@ -117,7 +117,9 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         | Verb::Serve(_)
         | Verb::Completions { .. }
         | Verb::Man { .. } => return Ok(()),
-        Verb::Vm(_) | Verb::Image(_) | Verb::Doctor | Verb::Token(_) | Verb::ApiServer { .. } => return Ok(()),
+        Verb::Vm(_) | Verb::Image(_) | Verb::Doctor | Verb::Token(_) | Verb::ApiServer { .. } | Verb::Inspect(_) => {
+            return Ok(())
+        }
     };
     let (answer, who) = carry_out(&folder, &request)?;
     print(&answer, cli.json, columns);

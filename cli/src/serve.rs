@@ -76,7 +76,8 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
 
     let tls = tls(args)?;
     Listen::check_all(&listen, tls.is_some()).map_err(usage)?;
-    if args.api.is_some() {
+    if args.api.api.is_some() {
+        api::tls(&args.api)?;
         api::own_socket(&folder, &mut listen)?;
     }
     let map_cache = parse_size(&args.map_cache).filter(|size| MAP_CACHE.contains(size)).ok_or_else(|| {
@@ -135,7 +136,7 @@ pub fn serve(cli: &Cli, args: &ServeArgs) -> Result<(), Failure> {
     cache.into_iter().for_each(|cache| server.set_cache(cache));
     let mounted =
         args.mount.as_deref().map(|at| Ok::<_, Failure>((mount::serve_beside(&pool_folder, at)?, at))).transpose()?;
-    let api = args.api.map(|at| api::serve_beside(&pool_folder, at, args)).transpose()?;
+    let api = args.api.api.map(|_| api::serve_beside(&pool_folder, args)).transpose()?;
     info!(nbd = args.nbd.join(" "), volumes, version = env!("CARGO_PKG_VERSION"), "serving");
     let outcome = server.run();
     api.into_iter().for_each(Beside::end);

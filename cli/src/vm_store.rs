@@ -5,6 +5,7 @@ use crate::import;
 use sandbox_server::Pool;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use vmm_glue::{Disk, Error, Kind, Result, Store, Transport};
 
 /// The daemon of a pool.
@@ -133,5 +134,15 @@ impl Pool for Daemon {
 
     fn checkpoint_info(&self, volume: &str, id: &str) -> Result<Value> {
         self.ask(&json!({"op": "checkpoint.get", "volume": volume, "id": id}))
+    }
+
+    fn sync(&self, volume: &str) -> Result<()> {
+        self.ask(&json!({"op": "volume.sync", "volume": volume})).map(drop)
+    }
+
+    fn inspector(&self) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "cairn".into()));
+        command.arg("--json").arg("--pool").arg(&self.folder).arg("inspect");
+        command
     }
 }

@@ -17,19 +17,29 @@ pub fn differences(folder: &Path, volume: &str, from: &str, to: &str, as_json: b
     let answer = client::answer(&client::line(&stream)?)?;
     let changed = changed_bytes(&answer);
     let (before, after) = (State::open(&link, volume, from)?, State::open(&link, volume, to)?);
+    print(&compare(&before.contents, &after.contents, &changed, volume)?, as_json);
+    Ok(())
+}
+
+/// The files that differ, each behind its partition's name. `changed` is where the disk does.
+pub fn compare(
+    before: &Contents,
+    after: &Contents,
+    changed: &[Range<u64>],
+    volume: &str,
+) -> Result<Vec<(String, Difference)>, Failure> {
     let mut all = Vec::new();
-    for pair in pairs(&before.contents, &after.contents, volume)? {
+    for pair in pairs(before, after, volume)? {
         let inside =
             changed.iter().map(|range| range.start.saturating_sub(pair.start)..range.end.saturating_sub(pair.start));
         let found = diff(pair.before, pair.after, inside.collect()).map_err(|e| failure(&e, volume))?;
         all.extend(found.into_iter().map(|difference| (pair.name.clone(), difference)));
     }
-    print(&all, as_json);
-    Ok(())
+    Ok(all)
 }
 
 /// The bytes of the disk that differ, at least.
-fn changed_bytes(answer: &Value) -> Vec<Range<u64>> {
+pub fn changed_bytes(answer: &Value) -> Vec<Range<u64>> {
     let extent = |extent: &Value| {
         let start = extent["offset"].as_u64()?;
         Some(start..start.saturating_add(extent["length"].as_u64()?))
@@ -96,25 +106,30 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// As JSON: the form of `cairn checkpoint diff --files --json`.
+pub fn told(all: &[(String, Difference)]) -> Value {
+    let state = |of: &Option<Attributes>| {
+        of.as_ref().map(|of| json!({"kind": kind(of.kind), "size_bytes": of.size, "mode": format!("{:04o}", of.mode), "uid": of.uid, "gid": of.gid}))
+    };
+    let line = |(part, difference): &(String, Difference)| {
+        let mut line = json!({
+            "path": format!("{part}{}", text(&difference.path)),
+            "change": word(&difference.change),
+            "before": state(&difference.before),
+            "after": state(&difference.after),
+        });
+        if let Change::Renamed { from, modified } = &difference.change {
+            line["from"] = json!(format!("{part}{}", text(from)));
+            line["modified"] = json!(modified);
+        }
+        line
+    };
+    all.iter().map(line).collect()
+}
+
 fn print(all: &[(String, Difference)], as_json: bool) {
     if as_json {
-        let state = |of: &Option<Attributes>| {
-            of.as_ref().map(|of| json!({"kind": kind(of.kind), "size_bytes": of.size, "mode": format!("{:04o}", of.mode), "uid": of.uid, "gid": of.gid}))
-        };
-        let line = |(part, difference): &(String, Difference)| {
-            let mut line = json!({
-                "path": format!("{part}{}", text(&difference.path)),
-                "change": word(&difference.change),
-                "before": state(&difference.before),
-                "after": state(&difference.after),
-            });
-            if let Change::Renamed { from, modified } = &difference.change {
-                line["from"] = json!(format!("{part}{}", text(from)));
-                line["modified"] = json!(modified);
-            }
-            line
-        };
-        println!("{}", Value::Array(all.iter().map(line).collect()));
+        println!("{}", told(all));
         return;
     }
     if all.is_empty() {

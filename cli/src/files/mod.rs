@@ -6,9 +6,11 @@
 
 mod copy;
 mod differences;
+mod inspect;
 
 pub use copy::copy;
 pub use differences::differences;
+pub use inspect::inspect;
 
 use crate::client::{Failure, Intent};
 use crate::link::{ask_long, Link};
@@ -33,23 +35,27 @@ pub struct State {
 impl State {
     /// Opens `volume` at `id`, `v1`, `auto-1` or `Current`, in the pool behind `link`.
     pub fn open(link: &Arc<Link>, volume: &str, id: &str) -> Result<Self, Failure> {
-        let (source, way) = (format!("{volume}@{id}"), link.clone());
-        let session = move || -> Result<Nbd, Failure> {
-            let mut stream = way.connect()?;
-            let request = json!({"op": "export", "volume": source});
-            let begun = ask_long(&mut stream, &request, &mut Progress::new("open", true))?;
-            Ok(Nbd::new(stream, begun["export"].as_str().unwrap_or_default())?)
-        };
-        let first = session()?;
-        let again = move || session().map_err(|failure| io::Error::other(failure.message));
-        let image: Arc<dyn ReadAt> = Arc::new(NbdImage::new(first, again));
-        Ok(Self { contents: open(image)?, _link: link.clone() })
+        Ok(Self { contents: open(image(link, volume, id)?)?, _link: link.clone() })
     }
 
     /// What `path` leads to.
     pub fn find(&self, path: &str) -> Result<Place, Failure> {
         find(&self.contents, path.as_bytes()).map_err(|e| failure(&e, path))
     }
+}
+
+/// The disk of a state. None of it has been looked at.
+fn image(link: &Arc<Link>, volume: &str, id: &str) -> Result<Arc<dyn ReadAt>, Failure> {
+    let (source, way) = (format!("{volume}@{id}"), link.clone());
+    let session = move || -> Result<Nbd, Failure> {
+        let mut stream = way.connect()?;
+        let request = json!({"op": "export", "volume": source});
+        let begun = ask_long(&mut stream, &request, &mut Progress::new("open", true))?;
+        Ok(Nbd::new(stream, begun["export"].as_str().unwrap_or_default())?)
+    };
+    let first = session()?;
+    let again = move || session().map_err(|failure| io::Error::other(failure.message));
+    Ok(Arc::new(NbdImage::new(first, again)))
 }
 
 /// A pool's daemon, or this process in its place.

@@ -9,7 +9,6 @@
 //!   * when the worker is gone, so is the mount, within a second: nothing that is asked there waits for ever.
 
 mod broker;
-mod jail;
 mod keeper;
 mod pool;
 mod worker;

@@ -1,8 +1,8 @@
 //! The worker: mounts, goes into the jail, serves.
 
-use super::jail;
 use super::pool::Daemon;
 use crate::client::Failure;
+use crate::jail;
 use fs_inspect::mount::Mount;
 use fuser::{Config, MountOption, Session, SessionACL};
 use std::io::Write;

@@ -114,6 +114,11 @@ impl Tls {
         Ok(Self { config: Arc::new(config), relays: Arc::new(AtomicUsize::new(0)) })
     }
 
+    /// What a server of another protocol needs.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.config.clone()
+    }
+
     /// Takes over a client that was told to start TLS. `unsent` plaintext (the acknowledgement) goes
     /// out first. Returns the inside of the channel, non-blocking.
     ///

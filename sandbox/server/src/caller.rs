@@ -2,6 +2,7 @@
 
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
+use crate::limits::Guard;
 use crate::registry::{Sandbox, State};
 use crate::token::{Scope, Token};
 use axum::extract::FromRequestParts;
@@ -14,6 +15,10 @@ use std::sync::Arc;
 pub struct Caller {
     pub org: String,
     pub scope: Scope,
+    /// Its token's id.
+    pub token: String,
+    /// Counts as open for as long as somebody holds it.
+    _open: Arc<Guard>,
 }
 
 impl Caller {
@@ -53,6 +58,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         let token = text.and_then(|text| text.strip_prefix("Bearer ")).and_then(|text| Token::parse(text.trim()));
         let token = token.ok_or_else(refused)?;
         let scope = app.registry.scope_of(&token).await?.ok_or_else(refused)?;
-        Ok(Self { org: token.org, scope })
+        let open = Arc::new(app.open.enter(&token.id, app.limits.open)?);
+        Ok(Self { org: token.org, scope, token: token.id, _open: open })
     }
 }

@@ -1,5 +1,6 @@
 //! What goes wrong, as an answer: a status and JSON that says what to do.
 
+use crate::limits;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::Json;
@@ -39,7 +40,8 @@ impl ApiError {
     }
 
     pub fn message(&self) -> String {
-        let found = self.body["error"].as_str().or(self.body["message"].as_str());
+        // Where there are both, the error is a code.
+        let found = self.body["message"].as_str().or(self.body["error"].as_str());
         found.map_or_else(|| self.body.to_string(), str::to_owned)
     }
 }
@@ -57,7 +59,10 @@ impl IntoResponse for ApiError {
         if self.status.is_server_error() {
             tracing::error!(status = self.status.as_u16(), error = self.message(), "a request failed");
         }
-        (self.status, Json(self.body)).into_response()
+        let heads = if self.status == StatusCode::TOO_MANY_REQUESTS { limits::heads(&self.body) } else { Vec::new() };
+        let mut answer = (self.status, Json(self.body)).into_response();
+        answer.headers_mut().extend(heads);
+        answer
     }
 }
 

@@ -13,15 +13,20 @@
 mod caller;
 mod error;
 mod exec;
+mod inspect;
 mod lifecycle;
+mod limits;
 mod pool;
 mod registry;
 mod routes;
 mod session;
 mod time;
+mod tls;
 mod token;
 mod tokens;
+mod wire;
 
+pub use limits::Limits;
 pub use pool::Pool;
 pub use registry::Registry;
 pub use time::{duration, rfc3339};
@@ -29,10 +34,12 @@ pub use token::{Scope, Token, TokenInfo};
 pub use tokens::{create_token, first_token, revoke_token, tokens};
 
 use lifecycle::App;
+use rustls::ServerConfig;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tls::TlsListener;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{signal, SignalKind};
 use vmm_glue::Machines;
@@ -59,6 +66,10 @@ pub struct Options {
     pub pool: Box<dyn Pool>,
     /// What sandboxes are made from.
     pub image: String,
+    /// What one token may have.
+    pub limits: Limits,
+    /// How to speak TLS; plain HTTP without.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// Serves until SIGTERM or SIGINT; `ready` hears where.
@@ -74,10 +85,10 @@ pub fn run(options: Options, ready: impl FnOnce(SocketAddr)) -> std::io::Result<
 }
 
 async fn serve(options: Options, ready: impl FnOnce(SocketAddr)) -> std::io::Result<()> {
-    let Options { listen, registry, machines, pool, image } = options;
+    let Options { listen, registry, machines, pool, image, limits, tls } = options;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let registry = Registry::open(&registry).await.map_err(std::io::Error::other)?;
-    let app = Arc::new(App::new(registry, machines, pool, image));
+    let app = Arc::new(App::new(registry, machines, pool, image, limits));
     app.put_in_order().await.map_err(std::io::Error::other)?;
     let listener = TcpListener::bind(listen).await?;
     ready(listener.local_addr()?);
@@ -89,7 +100,15 @@ async fn serve(options: Options, ready: impl FnOnce(SocketAddr)) -> std::io::Res
         }
         let _ = told.send(true);
     };
-    let serving = axum::serve(listener, routes::all(app)).with_graceful_shutdown(until);
+    let routes = routes::all(app);
+    let serving = async move {
+        match tls {
+            None => axum::serve(listener, routes).with_graceful_shutdown(until).await,
+            Some(config) => {
+                axum::serve(TlsListener::new(listener, config)?, routes).with_graceful_shutdown(until).await
+            }
+        }
+    };
     let drained = async {
         // The sender goes only when it has spoken.
         let _ = over.wait_for(|over| *over).await;

@@ -1,21 +1,25 @@
 //! Sandboxes and their machines: making, waking, deleting, and putting in order what a server that ended left.
 
 use crate::error::{ApiError, ApiResult};
+use crate::limits::{too_many, Limits, Open};
 use crate::pool::Pool;
 use crate::registry::{Registry, Sandbox, State};
 use crate::session::Sessions;
 use crate::time::now_us;
 use crate::token::random_hex;
-use serde_json::Value;
+use crate::wire::SpriteCreate;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 use vmm_glue::{Kind, Machines, New, Status, Transport};
 
 /// What a sandbox is made of when its creator does not say.
 const CPUS: u32 = 1;
 const MEMORY_MIB: u64 = 256;
+/// Processes that look into checkpoints at a time, each with memory of its own.
+const INSPECTIONS: usize = 4;
 /// Machines of sandboxes are called so, with a random number behind it.
 const PREFIX: &str = "sandbox-";
 
@@ -26,6 +30,11 @@ pub struct App {
     pub pool: Box<dyn Pool>,
     pub image: String,
     pub sessions: Sessions,
+    pub limits: Limits,
+    /// Requests and streams.
+    pub open: Open,
+    /// Looks into checkpoints that may go on at a time.
+    pub inspections: Arc<Semaphore>,
     /// One change of a machine at a time.
     changes: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -38,8 +47,10 @@ pub enum Origin {
 }
 
 impl App {
-    pub fn new(registry: Registry, machines: Machines, pool: Box<dyn Pool>, image: String) -> Self {
-        Self { registry, machines, pool, image, sessions: Sessions::default(), changes: Mutex::default() }
+    pub fn new(registry: Registry, machines: Machines, pool: Box<dyn Pool>, image: String, limits: Limits) -> Self {
+        let inspections = Arc::new(Semaphore::new(INSPECTIONS));
+        let (sessions, open, changes) = (Sessions::default(), Open::default(), Mutex::default());
+        Self { registry, machines, pool, image, sessions, limits, open, inspections, changes }
     }
 
     /// Does what blocks on a thread that may.
@@ -106,6 +117,13 @@ impl App {
 
     async fn make(self: &Arc<Self>, mut new: Sandbox, from: Origin) -> ApiResult<Sandbox> {
         let config = |key: &str| new.config[key].as_u64();
+        // Two that come at once are counted one after the other.
+        let turn = self.change(&format!("token {}", new.token)).await;
+        let count = self.registry.count(&new.token).await?;
+        if count >= self.limits.sandboxes {
+            let what = "this token has made as many sandboxes as may be: delete one";
+            return Err(too_many("concurrent_sprite_limit_exceeded", what, self.limits.sandboxes, count));
+        }
         let cpus = config("cpus").map_or(CPUS, |cpus| cpus.min(u64::from(u32::MAX)) as u32);
         let memory = config("ram_mb").unwrap_or(MEMORY_MIB).saturating_mul(1 << 20);
         let disk = config("storage_gb").map(|gb| gb.saturating_mul(1 << 30));
@@ -113,6 +131,7 @@ impl App {
             let text = format!("A sprite named '{}' already exists. Please choose a different name.", new.name);
             return Err(ApiError::new(axum::http::StatusCode::CONFLICT, text));
         }
+        drop(turn);
         let machine = new.machine.clone();
         let made = self.blocking(move |app| {
             let made = match from {
@@ -208,27 +227,22 @@ impl App {
 }
 
 /// A row for a sandbox that is about to be made.
-pub fn row(org: &str, name: &str, body: &Value) -> ApiResult<Sandbox> {
+pub fn row(org: &str, token: &str, name: &str, body: &SpriteCreate) -> ApiResult<Sandbox> {
     let random = |bytes| random_hex(bytes).map_err(|e| ApiError::internal(e.to_string()));
     let hex = random(16)?;
     let uuid = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| hex.get(part).unwrap_or_default().to_owned()).join("-");
     let (short, now) = (hex.get(..16).unwrap_or_default().to_owned(), now_us());
-    let strings = |value: &Value| {
-        let all = value.as_array().into_iter().flatten();
-        all.filter_map(|label| label.as_str().map(str::to_owned)).collect()
-    };
-    let environment = body["environment"].as_object().into_iter().flatten();
-    let environment = environment.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
     Ok(Sandbox {
         id: format!("sprite-{uuid}"),
         org: org.to_owned(),
         name: name.to_owned(),
         machine: format!("{PREFIX}{short}"),
         state: State::Creating,
-        labels: strings(&body["labels"]),
-        environment: environment.collect(),
-        config: body["config"].clone(),
-        url_auth: body["url_settings"]["auth"].as_str().unwrap_or("sprite").to_owned(),
+        token: token.to_owned(),
+        labels: body.labels.clone().unwrap_or_default(),
+        environment: body.environment.clone().unwrap_or_default().into_iter().collect(),
+        config: body.config.as_ref().and_then(|config| serde_json::to_value(config).ok()).unwrap_or_default(),
+        url_auth: body.url_settings.as_ref().and_then(|url| url.auth.clone()).unwrap_or_else(|| "sprite".to_owned()),
         suffix: random(2)?,
         created_us: now,
         updated_us: now,

@@ -17,7 +17,8 @@ use std::time::Duration;
 /// How long another process's change is waited for.
 const BUSY: Duration = Duration::from_secs(10);
 /// Each entry leads from one version of the tables to the next.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE sandboxes (
         id TEXT PRIMARY KEY, org TEXT NOT NULL, name TEXT NOT NULL, machine TEXT NOT NULL UNIQUE,
         state TEXT NOT NULL, labels TEXT NOT NULL, environment TEXT NOT NULL, config TEXT NOT NULL,
@@ -26,7 +27,11 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY, org TEXT NOT NULL, hash TEXT NOT NULL, scope TEXT NOT NULL,
         created_us BIGINT NOT NULL, expires_us BIGINT, revoked_us BIGINT);
-"];
+",
+    "
+    ALTER TABLE sandboxes ADD COLUMN token TEXT NOT NULL DEFAULT '';
+",
+];
 
 /// Where a sandbox is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +71,8 @@ pub(crate) struct Sandbox {
     /// The name of its machine and volume.
     pub machine: String,
     pub state: State,
+    /// The id of the token that it was made with; empty of those that an older program made.
+    pub token: String,
     pub labels: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub config: serde_json::Value,
@@ -90,6 +97,7 @@ fn sandbox(row: &SqliteRow) -> Result<Sandbox, sqlx::Error> {
         name: row.try_get("name")?,
         machine: row.try_get("machine")?,
         state: State::of(&row.try_get::<String, _>("state")?),
+        token: row.try_get("token")?,
         labels: serde_json::from_str(&json("labels")?).unwrap_or_default(),
         environment: serde_json::from_str(&json("environment")?).unwrap_or_default(),
         config: serde_json::from_str(&json("config")?).unwrap_or_default(),
@@ -144,7 +152,7 @@ impl Registry {
     pub(crate) async fn add(&self, new: &Sandbox) -> ApiResult<bool> {
         let outcome = sqlx::query(
             "INSERT INTO sandboxes (id, org, name, machine, state, labels, environment, config, url_auth, suffix, \
-             created_us, updated_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+             created_us, updated_us, token) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         )
         .bind(&new.id)
         .bind(&new.org)
@@ -158,12 +166,20 @@ impl Registry {
         .bind(&new.suffix)
         .bind(new.created_us)
         .bind(new.updated_us)
+        .bind(&new.token)
         .execute(&self.pool)
         .await;
         match outcome {
             Err(e) if is_taken(&e) => Ok(false),
             other => Ok(other.map(|_| true)?),
         }
+    }
+
+    /// How many sandboxes there are that were made with a token.
+    pub(crate) async fn count(&self, token: &str) -> ApiResult<usize> {
+        let query =
+            sqlx::query_scalar::<_, i64>("SELECT COUNT(*) FROM sandboxes WHERE token = $1 AND state <> 'deleting'");
+        Ok(usize::try_from(query.bind(token).fetch_one(&self.pool).await?).unwrap_or_default())
     }
 
     pub(crate) async fn set_state(&self, id: &str, state: State) -> ApiResult<()> {
@@ -291,10 +307,12 @@ mod tests {
         let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let body = serde_json::json!({"labels": ["a"], "environment": {"X": "1"}, "config": {"cpus": 2}});
-        let first = row("local", "web", &body).expect("a row");
+        let body = serde_json::from_value(body).expect("a body");
+        let first = row("local", "t1", "web", &body).expect("a row");
         assert!(registry.add(&first).await.expect("added"));
-        assert!(!registry.add(&row("local", "web", &body).expect("a row")).await.expect("refused"));
-        assert!(registry.add(&row("other", "web", &body).expect("a row")).await.expect("another organization's"));
+        assert!(!registry.add(&row("local", "t1", "web", &body).expect("a row")).await.expect("refused"));
+        assert!(registry.add(&row("other", "t2", "web", &body).expect("a row")).await.expect("another organization's"));
+        assert_eq!(registry.count("t1").await.expect("a count"), 1);
         drop(registry);
         let registry = Registry::open(&path).await.expect("again");
         assert_eq!(registry.unfinished().await.expect("rows").len(), 2);

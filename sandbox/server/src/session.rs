@@ -7,6 +7,7 @@
 //!   * every watcher hears of the end;
 //!   * no more standard input is sent than the agent has credited, and no more than `INPUTS` pieces wait for that.
 
+use crate::wire::SessionInfo;
 use axum::body::Bytes;
 use sandbox_protocol::{Decoder, Reply, Request, Window, OUTPUT_MAX, STDIN_WINDOW};
 use std::collections::{HashMap, VecDeque};
@@ -192,20 +193,20 @@ impl Session {
     }
 
     /// What a list says of it.
-    pub fn told(&self) -> serde_json::Value {
+    pub fn told(&self) -> SessionInfo {
         let now = crate::time::now_us();
         let last = held(&self.watched).last_us.max(self.created_us);
         let seconds = ((now - self.created_us) as f64 / 1e6).max(1.0);
-        serde_json::json!({
-            "id": self.id(),
-            "created": crate::time::rfc3339(self.created_us),
-            "command": self.meta.command,
-            "workdir": self.meta.dir,
-            "tty": self.meta.tty,
-            "bytes_per_second": (self.output_bytes.load(Ordering::Relaxed) as f64 / seconds).round(),
-            "is_active": now - last < 30_000_000,
-            "last_activity": crate::time::rfc3339(last),
-        })
+        SessionInfo {
+            id: self.id(),
+            created: crate::time::rfc3339(self.created_us),
+            command: self.meta.command.clone(),
+            workdir: self.meta.dir.clone(),
+            tty: self.meta.tty,
+            bytes_per_second: (self.output_bytes.load(Ordering::Relaxed) as f64 / seconds).round(),
+            is_active: now - last < 30_000_000,
+            last_activity: crate::time::rfc3339(last),
+        }
     }
 
     async fn run(self: Arc<Self>, from: OwnedReadHalf, decoder: Decoder, port: Port) {

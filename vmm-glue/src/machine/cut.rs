@@ -91,6 +91,8 @@ impl Machine {
     /// It does not run, or the memory cannot be written; then it goes on as before.
     pub fn checkpoint_with_memory(&mut self, store: &dyn Store, comment: &str) -> Result<Cut> {
         let mut vmm = self.running()?;
+        // Whoever looks into the disk alone is to find there what the guest had written: as far as it answers.
+        let _ = self.agent(AGENT).and_then(|mut agent: Agent| agent.freeze(FREEZE).and_then(|_| agent.thaw()));
         let cut = self.cut_paused(store, &mut vmm, comment);
         // Whatever has happened: the guest is not to stay paused.
         let resumed = vmm.resume();

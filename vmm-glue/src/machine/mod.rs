@@ -7,6 +7,7 @@
 
 mod cut;
 mod life;
+mod memories;
 mod sleep;
 
 pub use cut::Cut;
@@ -15,7 +16,7 @@ pub use life::Ended;
 use crate::accel::Accel;
 use crate::files::{check_name, read_json, write_json, Lock};
 use crate::image::Images;
-use crate::{keeper, Error, Kind, Qemu, Result, Store, Transport, Vmm};
+use crate::{keeper, Error, Kind, Qemu, Result, Transport, Vmm};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -23,8 +24,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const RECORD: &str = "vm.json";
-/// Names of saved memory begin so.
-const MEMORY: &str = "memory-";
 /// How long another command on the machine is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long a VMM may take to answer before it counts as hung; it may just be writing memory.
@@ -264,31 +263,6 @@ impl Machine {
     /// Its VMM; `None` when it does not run.
     fn vmm(&self) -> Result<Option<Qemu>> {
         Qemu::find(&self.folder, ANSWER)
-    }
-
-    /// Where the memory is that was saved beside a checkpoint, if any was. A checkpoint that was deleted takes its memory
-    /// with it, and a later one of the same name does not find it.
-    ///
-    /// # Errors
-    /// There is no such checkpoint.
-    fn memory(&self, store: &dyn Store, id: &str) -> Result<PathBuf> {
-        Ok(self.folder.join(format!("{MEMORY}{id}-{}", store.identity(self.name(), id)?)))
-    }
-
-    /// Removes the memory of checkpoints that there are no more.
-    fn forget_deleted(&self, store: &dyn Store) {
-        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
-            let id = name.strip_prefix(MEMORY).and_then(|rest| rest.rsplit_once('-')).map(|(id, _)| id);
-            let Some(id) = id else { continue };
-            let is_current = match self.memory(store, id) {
-                Ok(path) => path == self.folder.join(&name),
-                Err(e) => e.kind != Kind::NotFound,
-            };
-            if !is_current {
-                let _ = fs::remove_file(self.folder.join(&name));
-            }
-        }
     }
 }
 

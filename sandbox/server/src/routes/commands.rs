@@ -1,13 +1,14 @@
 //! Commands by POST, and ending those that run.
 
+use super::answers::{BadRequest, Busy, Gone, Name, NameAndSession, Refused};
 use super::exec::Words;
 use super::socket::signal;
-use super::sprites::object;
 use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
 use crate::session::Event;
 use crate::time::duration;
+use crate::wire::{parse, ExecRequest, ExecResult, KillRequest, Seconds};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::header;
@@ -32,7 +33,15 @@ const APART: Duration = Duration::from_millis(40);
 /// Lines that a slow client may have before it.
 const LINES: usize = 16;
 
-/// With `cmd=` output in chunks, each with a byte that says what it is; with a JSON body `{"command"}` all at once.
+/// Run a command. With `cmd=` output comes in chunks, each with a byte before it that says what it is (1 standard output,
+/// 2 standard error, 3 the end, and then one byte is the status) and the body is its standard input; with a body in JSON
+/// the answer comes as a whole.
+#[utoipa::path(post, path = "/v1/sprites/{name}/exec", tag = "commands", params(Name,
+    ("cmd" = Option<Vec<String>>, Query, description = "Each word of the command"),
+    ("dir" = Option<String>, Query, description = "The folder to begin in"),
+    ("env" = Option<Vec<String>>, Query, description = "NAME=VALUE"),
+    ("stdin" = Option<bool>, Query, description = "Whether the body is standard input")), request_body = ExecRequest, responses(
+    (status = 200, description = "It ended", body = ExecResult), BadRequest, Refused, Gone, Busy))]
 pub async fn run(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -43,16 +52,16 @@ pub async fn run(
     let sandbox = caller.sandbox(&app, &name).await?;
     let words = Words(words);
     if words.get("cmd").is_none() {
-        let body = object(&body)?;
-        let command = body["command"].as_str();
+        let body: ExecRequest = parse(&body)?;
+        let command = body.command.as_deref();
         let command = command.ok_or_else(|| ApiError::bad("say what to run: cmd=…, or {\"command\": \"…\"}"))?;
         let argv = ["sh", "-c", command].map(|word| word.as_bytes().to_vec()).to_vec();
-        let dir = body["dir"].as_str().unwrap_or_default().as_bytes().to_vec();
+        let dir = body.dir.unwrap_or_default().into_bytes();
         let begun = app.begin(&sandbox, Exec { argv, cwd: dir, ..Exec::default() }, None).await?;
         begun.session.end_input().await;
         let (out, err, code) = begun.collect(OUTPUT_MAX).await?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        return Ok(Json(json!({"stdout": text(&out), "stderr": text(&err), "exit_code": code})).into_response());
+        return Ok(Json(ExecResult { stdout: text(&out), stderr: text(&err), exit_code: code }).into_response());
     }
     let (exec, _) = words.exec()?;
     let begun = app.begin(&sandbox, exec, None).await?;
@@ -65,6 +74,7 @@ pub async fn run(
     });
     let (to, chunks) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     tokio::spawn(async move {
+        let _caller = caller;
         let mut begun = begun;
         let mut next = begun.events.recv().await;
         while let Some(event) = next.take() {
@@ -104,7 +114,12 @@ pub async fn run(
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
-/// Sends a session a signal, and tells line by line what becomes of it.
+/// Send a command a signal, and hear line by line what becomes of it: `signal`, `timeout`, `exited`, `killed`, `complete`.
+#[utoipa::path(post, path = "/v1/sprites/{name}/exec/{id}/kill", tag = "commands", params(NameAndSession,
+    ("signal" = Option<String>, Query, description = "SIGTERM without"),
+    ("timeout" = Option<String>, Query, description = "When it is killed if it has not ended: 10s")),
+    request_body = KillRequest, responses(
+    (status = 200, description = "Lines", content_type = "application/x-ndjson"), BadRequest, Refused, Gone))]
 pub async fn kill(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -113,12 +128,17 @@ pub async fn kill(
     body: Bytes,
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
-    let (words, body) = (Words(words), object(&body).unwrap_or_default());
+    let (words, body) = (Words(words), parse::<KillRequest>(&body)?);
     let session = app.sessions.find(&sandbox.machine, &id);
     let session = session.ok_or_else(|| ApiError::not_found(format!("session not found: {id}")))?;
-    let wanted = words.get("signal").or(body["signal"].as_str()).unwrap_or("SIGTERM").to_owned();
+    let wanted = words.get("signal").or(body.signal.as_deref()).unwrap_or("SIGTERM").to_owned();
     let number = signal(&wanted).ok_or_else(|| ApiError::bad(format!("{wanted:?} is no signal")))?;
-    let timeout = words.get("timeout").map(str::to_owned).or_else(|| Some(body["timeout"].as_u64()?.to_string()));
+    let timeout = words.get("timeout").map(str::to_owned).or_else(|| {
+        Some(match body.timeout? {
+            Seconds::Number(seconds) => seconds.to_string(),
+            Seconds::Text(text) => text,
+        })
+    });
     let timeout = match timeout.map(|text| duration(&text)) {
         None => TIMEOUT,
         Some(Some(timeout)) => timeout,
@@ -127,6 +147,7 @@ pub async fn kill(
     let (_, mut events) = session.watch();
     let (to, lines) = mpsc::channel::<Result<Bytes, Infallible>>(LINES);
     tokio::spawn(async move {
+        let _caller = caller;
         let say = |line: serde_json::Value| {
             let to = to.clone();
             async move { to.send(Ok(format!("{line}\n").into())).await.is_ok() }

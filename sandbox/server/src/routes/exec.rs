@@ -1,17 +1,18 @@
 //! Commands over a WebSocket: begin one, attach to one that runs, list them.
 
+use super::answers::{BadRequest, Busy, Gone, Name, NameAndSession, Refused};
 use super::socket::{serve, Watcher};
 use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
 use crate::session::{Hold, Meta};
 use crate::time::duration;
+use crate::wire::SessionList;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::Json;
-use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use vmm_glue::{Exec, Window};
@@ -71,8 +72,11 @@ impl Words {
     }
 }
 
-fn upgraded(response: Response) -> Response {
-    let mut response = response;
+fn watched(socket: WebSocketUpgrade, watcher: Watcher, caller: Caller) -> Response {
+    let mut response = socket.max_message_size(MESSAGE_MAX).on_upgrade(|socket| async move {
+        let _caller = caller;
+        serve(socket, watcher).await;
+    });
     response.headers_mut().insert(HeaderName::from_static("x-sprite-capabilities"), HeaderValue::from_static("signal"));
     response
 }
@@ -89,10 +93,22 @@ async fn attach_to(
     let session = session.ok_or_else(|| ApiError::not_found(format!("session not found: {id}")))?;
     let (kept, events) = session.watch();
     let watcher = Watcher { hold: Hold(session.clone()), session, events, kept, is_owner: false };
-    Ok(upgraded(socket.max_message_size(MESSAGE_MAX).on_upgrade(|socket| serve(socket, watcher))))
+    Ok(watched(socket, watcher, caller.clone()))
 }
 
-/// With an upgrade a command begins, or `id` is attached to; without, the commands are listed.
+/// Commands that run; with an upgrade to WebSocket a command begins. Frames are a byte (0 standard input, 1 standard output,
+/// 2 standard error, 3 the status, 4 the end of standard input) and bytes; with `tty` bytes alone.
+#[utoipa::path(get, path = "/v1/sprites/{name}/exec", tag = "commands", params(Name,
+    ("cmd" = Option<Vec<String>>, Query, description = "Each word of the command"),
+    ("dir" = Option<String>, Query, description = "The folder to begin in"),
+    ("env" = Option<Vec<String>>, Query, description = "NAME=VALUE"),
+    ("tty" = Option<bool>, Query, description = "With a terminal"),
+    ("rows" = Option<u16>, Query, description = "Of the terminal"),
+    ("cols" = Option<u16>, Query, description = "Of the terminal"),
+    ("detachable" = Option<bool>, Query, description = "It goes on when nobody watches"),
+    ("max_run_after_disconnect" = Option<String>, Query, description = "For so long: 30s; 0 is for ever")), responses(
+    (status = 101, description = "The command begins"), (status = 200, description = "They", body = SessionList),
+    BadRequest, Refused, Gone, Busy))]
 pub async fn begin_or_list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -105,8 +121,8 @@ pub async fn begin_or_list(
         let sandbox = caller.sandbox(&app, &name).await?;
         let mut sessions = app.sessions.listed(&sandbox.machine);
         sessions.sort_by_key(|session| session.created_us);
-        let told: Vec<_> = sessions.iter().map(|session| session.told()).collect();
-        return Ok(Json(json!({"count": told.len(), "sessions": told})).into_response());
+        let sessions: Vec<_> = sessions.iter().map(|session| session.told()).collect();
+        return Ok(Json(SessionList { count: sessions.len(), sessions }).into_response());
     };
     if let Some(id) = words.get("id").filter(|id| !id.is_empty()) {
         return attach_to(&app, &caller, &name, id, socket).await;
@@ -116,9 +132,13 @@ pub async fn begin_or_list(
     let begun = app.begin(&sandbox, exec, Some(meta)).await?;
     let watcher =
         Watcher { hold: begun.hold, session: begun.session, events: begun.events, kept: Vec::new(), is_owner: true };
-    Ok(upgraded(socket.max_message_size(MESSAGE_MAX).on_upgrade(|socket| serve(socket, watcher))))
+    Ok(watched(socket, watcher, caller))
 }
 
+/// Attach to a command that runs: what it wrote last comes first. Needs an upgrade to WebSocket.
+#[utoipa::path(get, path = "/v1/sprites/{name}/exec/{id}", tag = "commands", params(NameAndSession), responses(
+    (status = 101, description = "What it wrote last, then all that comes"), BadRequest, Refused, Gone,
+    (status = 426, description = "Ask for an upgrade")))]
 pub async fn attach(
     State(app): State<Arc<App>>,
     caller: Caller,

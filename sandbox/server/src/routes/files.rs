@@ -1,20 +1,23 @@
 //! Files of a sandbox, through the agent's `fs` verbs: the guest's kernel decides who may do what.
 
-use super::sprites::object;
+use super::answers::{BadRequest, Busy, Gone, Name, NoRange, Place, Refused};
 use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::exec::Watched;
 use crate::lifecycle::App;
 use crate::registry::Sandbox;
 use crate::session::{Event, Session};
-use crate::time::rfc3339;
+use crate::wire::{
+    parse, FileList, FileWritten, FilesChanged, FilesCopied, FilesDeleted, FromTo, FromToRequest, ModeRequest,
+    OwnerRequest,
+};
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::{header, HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{post, MethodRouter};
 use axum::Json;
 use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
 use serde_json::{json, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,7 +31,7 @@ const LINE_MAX: usize = 64 << 10;
 /// Pieces of a file that wait for a slow client.
 const PIECES: usize = 16;
 
-type Words = Query<HashMap<String, String>>;
+pub type Words = Query<HashMap<String, String>>;
 
 /// The guest's path that a request means.
 pub fn place(path: Option<&str>, folder: Option<&str>) -> ApiResult<String> {
@@ -40,20 +43,26 @@ pub fn place(path: Option<&str>, folder: Option<&str>) -> ApiResult<String> {
     Ok(if path.starts_with('/') { path.to_owned() } else { format!("{}/{path}", folder.trim_end_matches('/')) })
 }
 
-fn of_query(query: &HashMap<String, String>) -> ApiResult<String> {
+pub fn of_query(query: &HashMap<String, String>) -> ApiResult<String> {
     place(query.get("path").map(String::as_str), query.get("workingDir").map(String::as_str))
 }
 
-fn is(query: &HashMap<String, String>, keys: &[&str]) -> bool {
+pub fn is(query: &HashMap<String, String>, keys: &[&str]) -> bool {
     keys.iter().any(|key| query.get(*key).is_some_and(|value| value == "true" || value == "1"))
 }
 
 /// What the agent says on standard error when it cannot.
-fn refusal(said: &[u8]) -> ApiError {
+fn said_no(said: &[u8]) -> ApiError {
     let found: Value = serde_json::from_slice(said).unwrap_or_default();
-    let Some(code) = found["code"].as_str() else {
-        return ApiError::internal(String::from_utf8_lossy(said).chars().take(500).collect::<String>());
-    };
+    match found["code"].is_string() {
+        true => refusal(&found),
+        false => ApiError::internal(String::from_utf8_lossy(said).chars().take(500).collect::<String>()),
+    }
+}
+
+/// A refusal with a code as in errno.
+pub fn refusal(found: &Value) -> ApiError {
+    let code = found["code"].as_str().unwrap_or_default();
     let status = match code {
         "ENOENT" => StatusCode::NOT_FOUND,
         "EEXIST" | "ENOTEMPTY" => StatusCode::CONFLICT,
@@ -65,45 +74,36 @@ fn refusal(said: &[u8]) -> ApiError {
     ApiError { status, body: json!({"error": found["error"], "code": code, "path": found["path"]}) }
 }
 
-async fn answer(begun: Watched) -> ApiResult<Value> {
+async fn answer<T: DeserializeOwned>(begun: Watched) -> ApiResult<T> {
     let (out, err, code) = begun.collect(ANSWER_MAX).await?;
     if code != 0 {
-        return Err(refusal(&err));
+        return Err(said_no(&err));
     }
     serde_json::from_slice(&out).map_err(|e| ApiError::internal(format!("the guest's agent gave no answer: {e}")))
 }
 
-async fn ask(app: &Arc<App>, sandbox: &Sandbox, words: &[&str]) -> ApiResult<Value> {
+async fn ask<T: DeserializeOwned>(app: &Arc<App>, sandbox: &Sandbox, words: &[&str]) -> ApiResult<T> {
     let begun = app.agent(sandbox, words).await?;
     begun.session.end_input().await;
     answer(begun).await
 }
 
-/// Times as the API writes them, in what the agent says of a file.
-fn with_time(entry: &mut Value) {
-    let ns = entry["modTimeNs"].as_i64().unwrap_or_default();
-    if let Some(fields) = entry.as_object_mut() {
-        fields.remove("modTimeNs");
-        fields.insert("modTime".to_owned(), json!(rfc3339(ns / 1000)));
-    }
-}
-
+/// What is in a folder; of a file, itself.
+#[utoipa::path(get, path = "/v1/sprites/{name}/fs/list", tag = "files", params(Name, Place,
+    ("recursive" = Option<bool>, Query, description = "With all that is below")), responses(
+    (status = 200, description = "It", body = FileList), BadRequest, Refused, Gone, Busy))]
 pub async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
     Query(query): Words,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<FileList>> {
     let sandbox = caller.sandbox(&app, &name).await?;
     let path = place(query.get("path").map(String::as_str).or(Some("/")), query.get("workingDir").map(String::as_str))?;
     let mut words = vec!["fs", "list"];
     words.extend(is(&query, &["recursive"]).then_some("--recursive"));
     words.extend(["--", &path]);
-    let mut found = ask(&app, &sandbox, &words).await?;
-    if let Some(entries) = found["entries"].as_array_mut() {
-        entries.iter_mut().for_each(with_time);
-    }
-    Ok(Json(found))
+    ask(&app, &sandbox, &words).await.map(Json)
 }
 
 /// The first line of what a command says, and what came behind it.
@@ -114,7 +114,7 @@ async fn first_line(begun: &mut Watched) -> ApiResult<(Value, Vec<u8>)> {
             Event::Stdout(bytes) => out.extend(&bytes[..]),
             Event::Stderr(bytes) => err.extend(&bytes[..]),
             Event::Exit(0) => break,
-            Event::Exit(_) => return Err(refusal(&err)),
+            Event::Exit(_) => return Err(said_no(&err)),
         }
         if let Some(end) = out.iter().position(|byte| *byte == b'\n') {
             let rest = out.split_off(end);
@@ -126,6 +126,11 @@ async fn first_line(begun: &mut Watched) -> ApiResult<(Value, Vec<u8>)> {
         }
     }
     Err(ApiError::internal("the guest's agent gave no answer"))
+}
+
+/// As [`range`], of a file that was listed.
+pub fn ranged(headers: &HeaderMap, found: &FileList) -> ApiResult<Option<(u64, u64)>> {
+    range(headers, found.entries.first().map_or(0, |entry| entry.size))
 }
 
 /// `bytes=FROM-TO` of a file of this size: where it begins, and how much it is.
@@ -146,6 +151,11 @@ fn range(headers: &HeaderMap, size: u64) -> ApiResult<Option<(u64, u64)>> {
     Ok(Some((from, to - from)))
 }
 
+/// Read a file, or a part of it (`Range`).
+#[utoipa::path(get, path = "/v1/sprites/{name}/fs/read", tag = "files", params(Name, Place), responses(
+    (status = 200, description = "Its bytes", body = Vec<u8>, content_type = "application/octet-stream"),
+    (status = 206, description = "A part of them", body = Vec<u8>, content_type = "application/octet-stream"),
+    BadRequest, Refused, Gone, NoRange, Busy))]
 pub async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -157,8 +167,8 @@ pub async fn read(
     let path = of_query(&query)?;
     let mut part = None;
     if headers.contains_key(header::RANGE) {
-        let found = ask(&app, &sandbox, &["fs", "list", "--", &path]).await?;
-        part = range(&headers, found["entries"][0]["size"].as_u64().unwrap_or_default())?;
+        let found: FileList = ask(&app, &sandbox, &["fs", "list", "--", &path]).await?;
+        part = ranged(&headers, &found)?;
     }
     let (from, len) =
         part.map_or_else(|| ("0".to_owned(), u64::MAX.to_string()), |(a, b)| (a.to_string(), b.to_string()));
@@ -211,13 +221,18 @@ async fn send_body(session: &Session, body: Body) -> ApiResult<()> {
     Ok(())
 }
 
+/// Write a file: the body is its contents. Folders above it are made.
+#[utoipa::path(put, path = "/v1/sprites/{name}/fs/write", tag = "files", params(Name, Place,
+    ("mode" = Option<String>, Query, description = "Permissions in octal digits; 0644 without")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"), responses(
+    (status = 200, description = "Written", body = FileWritten), BadRequest, Refused, Gone, Busy))]
 pub async fn write(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
     Query(query): Words,
     body: Body,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<FileWritten>> {
     let sandbox = caller.sandbox(&app, &name).await?;
     let path = of_query(&query)?;
     let mode = query.get("mode").map_or("0644", String::as_str);
@@ -230,12 +245,16 @@ pub async fn write(
     answer(begun).await.map(Json)
 }
 
+/// Delete a file, or with `recursive` a folder and all that is in it.
+#[utoipa::path(delete, path = "/v1/sprites/{name}/fs/delete", tag = "files", params(Name, Place,
+    ("recursive" = Option<bool>, Query, description = "A folder with all that is in it")), responses(
+    (status = 200, description = "Deleted", body = FilesDeleted), BadRequest, Refused, Gone, Busy))]
 pub async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
     Query(query): Words,
-) -> ApiResult<Json<Value>> {
+) -> ApiResult<Json<FilesDeleted>> {
     let sandbox = caller.sandbox(&app, &name).await?;
     let path = of_query(&query)?;
     let mut words = vec!["fs", "delete"];
@@ -244,49 +263,88 @@ pub async fn delete(
     ask(&app, &sandbox, &words).await.map(Json)
 }
 
-/// A verb that takes a file from one place to another.
-pub fn from_to(verb: &'static str) -> MethodRouter<Arc<App>> {
-    let answer = move |State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>, body: Bytes| async move {
-        let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
-        let folder = body["workingDir"].as_str();
-        let (from, to) = (place(body["source"].as_str(), folder)?, place(body["dest"].as_str(), folder)?);
-        let mut words = vec!["fs", verb];
-        words.extend((verb == "copy" && body["recursive"] == true).then_some("--recursive"));
-        words.extend(["--", &from, &to]);
-        ask(&app, &sandbox, &words).await.map(Json)
-    };
-    post(answer)
+/// Words of a verb that takes a file from one place to another.
+fn from_to<'a>(verb: &'a str, flag: Option<&'a str>, from: &'a str, to: &'a str) -> Vec<&'a str> {
+    let mut words = vec!["fs", verb];
+    words.extend(flag);
+    words.extend(["--", from, to]);
+    words
 }
 
-/// A verb that changes what a file, or all in a folder, has; `values` are its words from the body.
-fn change(verb: &'static str, values: fn(&Value) -> ApiResult<Vec<String>>) -> MethodRouter<Arc<App>> {
-    let answer = move |State(app): State<Arc<App>>, caller: Caller, Path(name): Path<String>, body: Bytes| async move {
-        let (sandbox, body) = (caller.sandbox(&app, &name).await?, object(&body)?);
-        let path = place(body["path"].as_str(), body["workingDir"].as_str())?;
-        let values = values(&body)?;
-        let mut words = vec!["fs", verb];
-        words.extend(values.iter().map(String::as_str));
-        words.extend((body["recursive"] == true).then_some("--recursive"));
-        words.extend(["--", &path]);
-        ask(&app, &sandbox, &words).await.map(Json)
-    };
-    post(answer)
+/// Move a file or folder.
+#[utoipa::path(post, path = "/v1/sprites/{name}/fs/rename", tag = "files", params(Name), request_body = FromToRequest, responses(
+    (status = 200, description = "Moved", body = FromTo), BadRequest, Refused, Gone, Busy))]
+pub async fn rename(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> ApiResult<Json<FromTo>> {
+    let (sandbox, body) = (caller.sandbox(&app, &name).await?, parse::<FromToRequest>(&body)?);
+    let folder = body.working_dir.as_deref();
+    let (from, to) = (place(body.source.as_deref(), folder)?, place(body.dest.as_deref(), folder)?);
+    ask(&app, &sandbox, &from_to("rename", None, &from, &to)).await.map(Json)
 }
 
-pub fn chmod() -> MethodRouter<Arc<App>> {
-    change("chmod", |body| {
-        let mode = body["mode"].as_str().ok_or_else(|| ApiError::bad("mode is required, as in \"0755\""))?;
-        Ok(vec![mode.to_owned()])
-    })
+/// Copy a file, or with `recursive` a folder.
+#[utoipa::path(post, path = "/v1/sprites/{name}/fs/copy", tag = "files", params(Name), request_body = FromToRequest, responses(
+    (status = 200, description = "Copied", body = FilesCopied), BadRequest, Refused, Gone, Busy))]
+pub async fn copy(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> ApiResult<Json<FilesCopied>> {
+    let (sandbox, body) = (caller.sandbox(&app, &name).await?, parse::<FromToRequest>(&body)?);
+    let folder = body.working_dir.as_deref();
+    let (from, to) = (place(body.source.as_deref(), folder)?, place(body.dest.as_deref(), folder)?);
+    let flag = (body.recursive == Some(true)).then_some("--recursive");
+    ask(&app, &sandbox, &from_to("copy", flag, &from, &to)).await.map(Json)
 }
 
-pub fn chown() -> MethodRouter<Arc<App>> {
-    change("chown", |body| {
-        let number = |key: &str| {
-            body[key].as_u64().map(|n| n.to_string()).ok_or_else(|| ApiError::bad(format!("{key} is required")))
-        };
-        Ok(vec![number("uid")?, number("gid")?])
-    })
+/// Changes what a file, or with `recursive` all in a folder, has.
+async fn change(
+    app: &Arc<App>,
+    sandbox: &Sandbox,
+    values: &[&str],
+    path: &str,
+    recursive: Option<bool>,
+) -> ApiResult<Json<FilesChanged>> {
+    let mut words = vec!["fs"];
+    words.extend(values);
+    words.extend((recursive == Some(true)).then_some("--recursive"));
+    words.extend(["--", path]);
+    ask(app, sandbox, &words).await.map(Json)
+}
+
+/// Change permissions.
+#[utoipa::path(post, path = "/v1/sprites/{name}/fs/chmod", tag = "files", params(Name), request_body = ModeRequest, responses(
+    (status = 200, description = "Changed", body = FilesChanged), BadRequest, Refused, Gone, Busy))]
+pub async fn chmod(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> ApiResult<Json<FilesChanged>> {
+    let (sandbox, body) = (caller.sandbox(&app, &name).await?, parse::<ModeRequest>(&body)?);
+    let path = place(body.path.as_deref(), body.working_dir.as_deref())?;
+    let mode = body.mode.ok_or_else(|| ApiError::bad("mode is required, as in \"0755\""))?;
+    change(&app, &sandbox, &["chmod", &mode], &path, body.recursive).await
+}
+
+/// Change owner and group.
+#[utoipa::path(post, path = "/v1/sprites/{name}/fs/chown", tag = "files", params(Name), request_body = OwnerRequest, responses(
+    (status = 200, description = "Changed", body = FilesChanged), BadRequest, Refused, Gone, Busy))]
+pub async fn chown(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> ApiResult<Json<FilesChanged>> {
+    let (sandbox, body) = (caller.sandbox(&app, &name).await?, parse::<OwnerRequest>(&body)?);
+    let path = place(body.path.as_deref(), body.working_dir.as_deref())?;
+    let (Some(uid), Some(gid)) = (body.uid, body.gid) else { return Err(ApiError::bad("uid and gid are required")) };
+    change(&app, &sandbox, &["chown", &uid.to_string(), &gid.to_string()], &path, body.recursive).await
 }
 
 #[cfg(test)]

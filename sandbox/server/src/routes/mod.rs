@@ -1,21 +1,29 @@
 //! The routes, one file for each part of the contract.
 
+mod answers;
 mod checkpoints;
 mod commands;
 mod exec;
 mod files;
+mod past;
 mod proxy;
 mod socket;
 mod sprites;
+
+pub use files::refusal;
 
 use crate::error::ApiError;
 use crate::lifecycle::App;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
 use axum::Router;
 use std::sync::Arc;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
 
 /// Bytes of a request in JSON.
 const JSON_MAX: usize = 1 << 20;
@@ -29,36 +37,69 @@ async fn version(mut response: Response) -> Response {
     response
 }
 
+/// The document's frame; the routes are added by the router itself, so that it has no others.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "The sandbox API of Cairn", description = "Stateful sandboxes: Linux machines with checkpoints. The routes are those of \
+        Fly.io's Sprites, with more. `cairn token create` makes a token."),
+    modifiers(&Tokens),
+    security(("token" = [])),
+)]
+struct Document;
+
+struct Tokens;
+
+impl Modify for Tokens {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// The routes with their descriptions.
+fn described() -> OpenApiRouter<Arc<App>> {
+    let within = OpenApiRouter::new()
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(exec::begin_or_list, commands::run))
+                .layer(DefaultBodyLimit::max(INPUT_MAX)),
+        )
+        .routes(routes!(exec::attach))
+        .routes(routes!(commands::kill))
+        .routes(routes!(checkpoints::create))
+        .routes(routes!(checkpoints::list))
+        .routes(routes!(checkpoints::get, checkpoints::delete))
+        .routes(routes!(checkpoints::restore))
+        .routes(routes!(past::diff))
+        .routes(routes!(past::list))
+        .routes(routes!(past::read))
+        .routes(routes!(files::read))
+        .merge(OpenApiRouter::new().routes(routes!(files::write)).layer(DefaultBodyLimit::disable()))
+        .routes(routes!(files::list))
+        .routes(routes!(files::delete))
+        .routes(routes!(files::rename))
+        .routes(routes!(files::copy))
+        .routes(routes!(files::chmod))
+        .routes(routes!(files::chown))
+        .routes(routes!(proxy::proxy))
+        .routes(routes!(proxy::files))
+        .routes(routes!(proxy::ports))
+        .layer(axum::middleware::map_response(version));
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(sprites::list, sprites::create))
+        .routes(routes!(sprites::get, sprites::put, sprites::post, sprites::delete))
+        .routes(routes!(sprites::restart))
+        .routes(routes!(sprites::upgrade))
+        .routes(routes!(sprites::check))
+        .routes(routes!(sprites::organization))
+        .merge(within)
+}
+
 /// Everything that the server answers.
 pub fn all(app: Arc<App>) -> Router {
-    let within = Router::new()
-        .route("/exec", get(exec::begin_or_list).post(commands::run).layer(DefaultBodyLimit::max(INPUT_MAX)))
-        .route("/exec/{id}", get(exec::attach))
-        .route("/exec/{id}/kill", post(commands::kill))
-        .route("/checkpoint", post(checkpoints::create))
-        .route("/checkpoints", get(checkpoints::list))
-        .route("/checkpoints/{id}", get(checkpoints::get).delete(checkpoints::delete))
-        .route("/checkpoints/{id}/restore", post(checkpoints::restore))
-        .route("/fs/read", get(files::read))
-        .route("/fs/write", put(files::write).layer(DefaultBodyLimit::disable()))
-        .route("/fs/list", get(files::list))
-        .route("/fs/delete", delete(files::delete))
-        .route("/fs/rename", files::from_to("rename"))
-        .route("/fs/copy", files::from_to("copy"))
-        .route("/fs/chmod", files::chmod())
-        .route("/fs/chown", files::chown())
-        .route("/proxy", get(proxy::proxy))
-        .route("/fs/watch", get(proxy::files))
-        .route("/ports/watch", get(proxy::ports))
-        .layer(axum::middleware::map_response(version));
-    Router::new()
-        .route("/v1/sprites", get(sprites::list).post(sprites::create))
-        .route("/v1/sprites/{name}", get(sprites::get).put(sprites::put).post(sprites::put).delete(sprites::delete))
-        .route("/v1/sprites/{name}/restart", post(sprites::restart))
-        .route("/v1/sprites/{name}/upgrade", post(sprites::upgrade))
-        .route("/v1/sprites/{name}/check", get(sprites::check))
-        .route("/v1/organization", get(sprites::organization))
-        .nest("/v1/sprites/{name}", within)
+    let (router, document) = described().split_for_parts();
+    router
+        .merge(SwaggerUi::new("/docs").url("/v1/openapi.json", document))
         .fallback(|| async { ApiError::not_found("there is no such route") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(axum::http::StatusCode::METHOD_NOT_ALLOWED, "this route does not take this method")

@@ -1,5 +1,6 @@
 //! TCP connections into a guest, the ports that somebody listens on there, and files that change, over WebSockets.
 
+use super::answers::{Busy, Gone, Name, Refused};
 use super::files::place;
 use crate::caller::Caller;
 use crate::error::ApiResult;
@@ -22,6 +23,9 @@ const FIRST: Duration = Duration::from_secs(10);
 /// A line of the agent's.
 const LINE_MAX: usize = 64 << 10;
 
+/// A TCP connection in the guest: `{"host", "port"}` as the first message, bytes afterwards. Needs an upgrade to WebSocket.
+#[utoipa::path(get, path = "/v1/sprites/{name}/proxy", tag = "streams", params(Name), responses(
+    (status = 101, description = "Say where to"), (status = 400, description = "Ask for an upgrade"), Refused, Gone, Busy))]
 pub async fn proxy(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -29,7 +33,10 @@ pub async fn proxy(
     socket: WebSocketUpgrade,
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
-    Ok(socket.on_upgrade(move |socket| connect(app, sandbox, socket)))
+    Ok(socket.on_upgrade(move |socket| async move {
+        let _caller = caller;
+        connect(app, sandbox, socket).await;
+    }))
 }
 
 async fn refuse(mut socket: WebSocket, why: &str) {
@@ -104,7 +111,10 @@ async fn connect(app: Arc<App>, sandbox: Sandbox, mut socket: WebSocket) {
     taking.abort();
 }
 
-/// The agent's lines as text messages.
+/// Ports that somebody listens on in the guest: those there are, then `port_opened` and `port_closed`. Needs an upgrade to
+/// WebSocket.
+#[utoipa::path(get, path = "/v1/sprites/{name}/ports/watch", tag = "streams", params(Name), responses(
+    (status = 101, description = "They are told"), (status = 400, description = "Ask for an upgrade"), Refused, Gone, Busy))]
 pub async fn ports(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -113,10 +123,15 @@ pub async fn ports(
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
     let begun = app.agent(&sandbox, &["ports"]).await?;
-    Ok(socket.on_upgrade(|socket| lines(begun, socket)))
+    Ok(socket.on_upgrade(|socket| async move {
+        let _caller = caller;
+        lines(begun, socket).await;
+    }))
 }
 
-/// What changes in the files that the client's first message names.
+/// Changes of files: `{"type": "subscribe", "paths", "recursive"}` as the first message. Needs an upgrade to WebSocket.
+#[utoipa::path(get, path = "/v1/sprites/{name}/fs/watch", tag = "streams", params(Name), responses(
+    (status = 101, description = "Say what to watch"), (status = 400, description = "Ask for an upgrade"), Refused, Gone, Busy))]
 pub async fn files(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -124,7 +139,10 @@ pub async fn files(
     socket: WebSocketUpgrade,
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
-    Ok(socket.on_upgrade(move |socket| watch_files(app, sandbox, socket)))
+    Ok(socket.on_upgrade(move |socket| async move {
+        let _caller = caller;
+        watch_files(app, sandbox, socket).await;
+    }))
 }
 
 async fn watch_files(app: Arc<App>, sandbox: Sandbox, mut socket: WebSocket) {

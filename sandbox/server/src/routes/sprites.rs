@@ -1,10 +1,15 @@
 //! Sandboxes: making, looking at, changing, deleting.
 
+use super::answers::{BadRequest, Failed, Gone, Name, Refused, Taken, TooMany, TooNarrow};
 use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::{self, App, Origin};
 use crate::registry::Sandbox;
 use crate::time::{now, rfc3339};
+use crate::wire::{
+    parse, Check, Counts, Organization, OrganizationInfo, Restarted, Source, Sprite, SpriteCreate, SpritePage,
+    SpriteStatus, SpriteUpdate, Upgraded, UrlSettings,
+};
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::{header, HeaderMap, StatusCode};
@@ -30,18 +35,6 @@ const AUTHS: [&str; 2] = ["sprite", "public"];
 
 type AppState = State<Arc<App>>;
 
-/// The body as JSON; none is an empty object.
-pub fn object(bytes: &Bytes) -> ApiResult<Value> {
-    if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(json!({}));
-    }
-    match serde_json::from_slice(bytes) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(ApiError::bad("the body is no JSON object")),
-        Err(e) => Err(ApiError::bad(format!("the body is no JSON: {e}"))),
-    }
-}
-
 /// Letters, digits and `-`, as in a host's name.
 fn check_name(name: &str) -> ApiResult<()> {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -51,98 +44,122 @@ fn check_name(name: &str) -> ApiResult<()> {
 }
 
 /// `running` with a machine that runs, `warm` with memory that was saved, `cold` without.
-fn status(status: Option<&Status>) -> &'static str {
+fn status(status: Option<&Status>) -> SpriteStatus {
     match status.map(|status| status.state.as_str()) {
-        Some("running" | "paused" | "busy" | "unresponsive") => "running",
-        Some("suspended") => "warm",
-        _ => "cold",
+        Some("running" | "paused" | "busy" | "unresponsive") => SpriteStatus::Running,
+        Some("suspended") => SpriteStatus::Warm,
+        _ => SpriteStatus::Cold,
     }
 }
 
-fn described(sandbox: &Sandbox, found: Option<&Status>) -> Value {
-    json!({
-        "id": sandbox.id,
-        "name": sandbox.name,
-        "status": status(found),
-        "version": null,
-        "url": format!("http://{}-{}.localhost", sandbox.name, sandbox.suffix),
-        "created_at": rfc3339(sandbox.created_us),
-        "updated_at": rfc3339(sandbox.updated_us),
-        "last_active_at": sandbox.last_active_us.map(rfc3339),
-        "organization": sandbox.org,
-        "url_settings": {"auth": sandbox.url_auth},
-        "environment_version": null,
-        "labels": sandbox.labels,
-        "config": sandbox.config,
-    })
+fn described(sandbox: &Sandbox, found: Option<&Status>) -> Sprite {
+    Sprite {
+        id: sandbox.id.clone(),
+        name: sandbox.name.clone(),
+        status: status(found),
+        version: None,
+        url: format!("http://{}-{}.localhost", sandbox.name, sandbox.suffix),
+        created_at: rfc3339(sandbox.created_us),
+        updated_at: rfc3339(sandbox.updated_us),
+        last_active_at: sandbox.last_active_us.map(rfc3339),
+        organization: sandbox.org.clone(),
+        url_settings: UrlSettings { auth: Some(sandbox.url_auth.clone()) },
+        environment_version: None,
+        labels: sandbox.labels.clone(),
+        config: sandbox.config.clone(),
+    }
 }
 
-async fn described_now(app: &Arc<App>, sandbox: &Sandbox) -> ApiResult<Value> {
+/// How many of these are how.
+fn counts(org: &str, all: impl Iterator<Item = SpriteStatus> + Clone) -> Counts {
+    let count = |what| all.clone().filter(|status| *status == what).count();
+    let (running, warm, cold) = (count(SpriteStatus::Running), count(SpriteStatus::Warm), count(SpriteStatus::Cold));
+    Counts { name: org.to_owned(), running, warm, cold }
+}
+
+async fn described_now(app: &Arc<App>, sandbox: &Sandbox) -> ApiResult<Sprite> {
     let machine = sandbox.machine.clone();
     let found = app.blocking(move |app| app.machines.status(&machine)).await.ok();
     Ok(described(sandbox, found.as_ref()))
 }
 
-fn auth_of(body: &Value) -> ApiResult<Option<&str>> {
-    match &body["url_settings"]["auth"] {
-        Value::Null => Ok(None),
-        Value::String(auth) if AUTHS.contains(&auth.as_str()) => Ok(Some(auth)),
-        _ => Err(ApiError::invalid("invalid auth type, must be one of: sprite, public")),
+fn auth_of(settings: Option<&UrlSettings>) -> ApiResult<Option<&str>> {
+    match settings.and_then(|settings| settings.auth.as_deref()) {
+        Some(auth) if !AUTHS.contains(&auth) => {
+            Err(ApiError::invalid("invalid auth type, must be one of: sprite, public"))
+        }
+        auth => Ok(auth),
     }
 }
 
-/// What a sandbox is made from: `from` in the body.
-async fn source(app: &App, caller: &Caller, body: &Value) -> ApiResult<Origin> {
-    let from = &body["from"];
-    if let Some(image) = from["image"].as_str() {
-        return Ok(Origin::Image(image.to_owned()));
-    }
-    let Some(name) = from["sprite"].as_str() else { return Ok(Origin::Image(app.image.clone())) };
-    let origin = caller.sandbox(app, name).await?;
-    Ok(Origin::Machine(match from["checkpoint"].as_str() {
-        None | Some("Current") => origin.machine,
-        Some(id) => format!("{}@{id}", origin.machine),
-    }))
+async fn source(app: &App, caller: &Caller, from: Option<&Source>) -> ApiResult<Origin> {
+    let usual = Source::default();
+    let Source { image, sprite, checkpoint } = from.unwrap_or(&usual);
+    Ok(match (image, sprite, checkpoint.as_deref()) {
+        (Some(image), ..) => Origin::Image(image.clone()),
+        (None, None, _) => Origin::Image(app.image.clone()),
+        (None, Some(name), None | Some("Current")) => Origin::Machine(caller.sandbox(app, name).await?.machine),
+        (None, Some(name), Some(id)) => Origin::Machine(format!("{}@{id}", caller.sandbox(app, name).await?.machine)),
+    })
 }
 
-async fn make(app: &Arc<App>, caller: &Caller, name: &str, body: &Value) -> ApiResult<Value> {
+async fn make(app: &Arc<App>, caller: &Caller, name: &str, body: &SpriteCreate) -> ApiResult<Sprite> {
     caller.whole_organization()?;
     check_name(name)?;
-    auth_of(body)?;
-    let from = source(app, caller, body).await?;
-    let made = app.create(lifecycle::row(&caller.org, name, body)?, from).await?;
+    auth_of(body.url_settings.as_ref())?;
+    let from = source(app, caller, body.from.as_ref()).await?;
+    let made = app.create(lifecycle::row(&caller.org, &caller.token, name, body)?, from).await?;
     described_now(app, &made).await
 }
 
+/// Make a sandbox: it costs nothing until it is used, and its guest starts with the first request that needs it.
+#[utoipa::path(post, path = "/v1/sprites", tag = "sprites", request_body = SpriteCreate, responses(
+    (status = 201, description = "Made", body = Sprite), BadRequest, Refused, TooNarrow, Taken, TooMany))]
 pub async fn create(State(app): AppState, caller: Caller, body: Bytes) -> ApiResult<Response> {
-    let body = object(&body)?;
-    let name = body["name"].as_str().filter(|name| !name.is_empty());
+    let body: SpriteCreate = parse(&body)?;
+    let name = body.name.as_deref().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::bad("name is required"))?;
     Ok((StatusCode::CREATED, Json(make(&app, &caller, name, &body).await?)).into_response())
 }
 
-/// Changes a sandbox, or makes one that is not there.
+/// Change a sandbox, or make one that is not there.
+#[utoipa::path(put, path = "/v1/sprites/{name}", tag = "sprites", params(Name), request_body = SpriteUpdate, responses(
+    (status = 200, description = "Changed", body = Sprite), (status = 201, description = "Made", body = Sprite),
+    BadRequest, Refused, TooNarrow, Gone, Taken, TooMany))]
 pub async fn put(State(app): AppState, caller: Caller, Path(name): Path<String>, body: Bytes) -> ApiResult<Response> {
-    let body = object(&body)?;
+    let body: SpriteUpdate = parse(&body)?;
     let sandbox = match caller.sandbox(&app, &name).await {
         Ok(sandbox) => sandbox,
         Err(e) if e.status == StatusCode::NOT_FOUND && caller.whole_organization().is_ok() => {
+            let SpriteUpdate { labels, url_settings, config, environment, from, .. } = body;
+            let body = SpriteCreate { name: None, config, environment, url_settings, labels, from };
             return Ok((StatusCode::CREATED, Json(make(&app, &caller, &name, &body).await?)).into_response());
         }
         Err(e) => return Err(e),
     };
-    let auth = auth_of(&body)?.unwrap_or(&sandbox.url_auth);
-    let labels: Vec<String> = match (&body["labels"], body["clear_labels"].as_bool()) {
+    let auth = auth_of(body.url_settings.as_ref())?.unwrap_or(&sandbox.url_auth);
+    let labels = match (body.labels, body.clear_labels) {
         (_, Some(true)) => Vec::new(),
-        (Value::Array(all), _) => all.iter().filter_map(|label| label.as_str().map(str::to_owned)).collect(),
-        _ => sandbox.labels.clone(),
+        (Some(labels), _) => labels,
+        (None, _) => sandbox.labels.clone(),
     };
     app.registry.update(&sandbox.id, &labels, auth).await?;
     let sandbox = caller.sandbox(&app, &name).await?;
     Ok(Json(described_now(&app, &sandbox).await?).into_response())
 }
 
-pub async fn get(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+/// As `PUT`.
+#[utoipa::path(post, path = "/v1/sprites/{name}", tag = "sprites", params(Name), request_body = SpriteUpdate, responses(
+    (status = 200, description = "Changed", body = Sprite), (status = 201, description = "Made", body = Sprite),
+    BadRequest, Refused, TooNarrow, Gone, Taken, TooMany))]
+pub async fn post(state: AppState, caller: Caller, name: Path<String>, body: Bytes) -> ApiResult<Response> {
+    put(state, caller, name, body).await
+}
+
+/// Look at a sandbox.
+#[utoipa::path(get, path = "/v1/sprites/{name}", tag = "sprites", params(Name), responses(
+    (status = 200, description = "It", body = Sprite), Refused, Gone))]
+pub async fn get(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Sprite>> {
     let sandbox = caller.sandbox(&app, &name).await?;
     Ok(Json(described_now(&app, &sandbox).await?))
 }
@@ -153,9 +170,7 @@ fn watched(app: Arc<App>, caller: Caller) -> Response {
     tokio::spawn(async move {
         let (mut before, mut silent) = (HashMap::new(), 0u32);
         while let Ok(now) = states(&app, &caller).await {
-            let count = |what: &str| now.values().filter(|status| **status == what).count();
-            let (running, warm, cold) = (count("running"), count("warm"), count("cold"));
-            let org = json!({"name": caller.org, "running": running, "warm": warm, "cold": cold});
+            let org = counts(&caller.org, now.values().copied());
             let line = |more: Value| with(json!({"timestamp": crate::time::now(), "org": org}), more);
             let changed = now.iter().filter(|(name, status)| before.get(*name) != Some(*status));
             let mut told: Vec<Value> =
@@ -189,12 +204,18 @@ fn with(mut value: Value, more: Value) -> Value {
 }
 
 /// The status of each sandbox that the caller sees, by name.
-async fn states(app: &Arc<App>, caller: &Caller) -> ApiResult<HashMap<String, &'static str>> {
+async fn states(app: &Arc<App>, caller: &Caller) -> ApiResult<HashMap<String, SpriteStatus>> {
     let (sandboxes, statuses) = (app.registry.list(&caller.org, "", "", WATCHED).await?, app.statuses().await?);
     let seen = sandboxes.into_iter().filter(|sandbox| caller.sees(&sandbox.name));
     Ok(seen.map(|sandbox| (sandbox.name, status(statuses.get(&sandbox.machine)))).collect())
 }
 
+/// Sandboxes, by name; or, to who accepts `application/x-ndjson`, lines that tell what becomes of them.
+#[utoipa::path(get, path = "/v1/sprites", tag = "sprites", params(
+    ("prefix" = Option<String>, Query, description = "Only those whose names begin so"),
+    ("max_results" = Option<u32>, Query, description = "At most 50"),
+    ("continuation_token" = Option<String>, Query, description = "From the page before")), responses(
+    (status = 200, description = "A page", body = SpritePage), Refused))]
 pub async fn list(
     State(app): AppState,
     caller: Caller,
@@ -213,23 +234,31 @@ pub async fn list(
     let next = has_more.then(|| found.last().map(|last| last.name.clone())).flatten();
     let statuses = app.statuses().await?;
     let seen = found.iter().filter(|sandbox| caller.sees(&sandbox.name));
-    let sprites: Vec<Value> = seen.map(|sandbox| described(sandbox, statuses.get(&sandbox.machine))).collect();
-    let count = |what: &str| sprites.iter().filter(|sprite| sprite["status"] == what).count();
-    let (running, warm, cold) = (count("running"), count("warm"), count("cold"));
-    Ok(Json(json!({
-        "sprites": sprites, "has_more": has_more, "next_continuation_token": next,
-        "running": running, "warm": warm, "cold": cold, "name": caller.org, "running_limit": null, "warm_limit": null,
-        "org": {"name": caller.org, "running": running, "warm": warm, "cold": cold},
-    }))
+    let sprites: Vec<Sprite> = seen.map(|sandbox| described(sandbox, statuses.get(&sandbox.machine))).collect();
+    let counts = counts(&caller.org, sprites.iter().map(|sprite| sprite.status));
+    Ok(Json(SpritePage {
+        sprites,
+        has_more,
+        next_continuation_token: next,
+        counts: counts.clone(),
+        running_limit: None,
+        warm_limit: None,
+        org: counts,
+    })
     .into_response())
 }
 
 /// What runs in a sandbox is what its image has: there is nothing to do.
-pub async fn upgrade(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+#[utoipa::path(post, path = "/v1/sprites/{name}/upgrade", tag = "sprites", params(Name), responses(
+    (status = 200, description = "Done", body = Upgraded), Refused, Gone))]
+pub async fn upgrade(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Upgraded>> {
     caller.sandbox(&app, &name).await?;
-    Ok(Json(json!({"name": name, "status": "upgraded"})))
+    Ok(Json(Upgraded { name, status: "upgraded".to_owned() }))
 }
 
+/// End a sandbox with its disk and checkpoints.
+#[utoipa::path(delete, path = "/v1/sprites/{name}", tag = "sprites", params(Name), responses(
+    (status = 204, description = "It is gone"), Refused, TooNarrow, Gone, Failed))]
 pub async fn delete(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<StatusCode> {
     caller.whole_organization()?;
     let sandbox = caller.sandbox(&app, &name).await?;
@@ -237,14 +266,19 @@ pub async fn delete(State(app): AppState, caller: Caller, Path(name): Path<Strin
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub async fn restart(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+/// End its guest and start it anew.
+#[utoipa::path(post, path = "/v1/sprites/{name}/restart", tag = "sprites", params(Name), responses(
+    (status = 200, description = "It runs", body = Restarted), Refused, Gone, Failed))]
+pub async fn restart(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Restarted>> {
     let sandbox = caller.sandbox(&app, &name).await?;
     app.restart(&sandbox).await?;
-    Ok(Json(json!({"sprite_name": name, "machine_id": sandbox.machine, "message": "restarted"})))
+    Ok(Json(Restarted { sprite_name: name, machine_id: sandbox.machine, message: "restarted".to_owned() }))
 }
 
-/// Whether its agent answers, if it runs.
-pub async fn check(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Value>> {
+/// How its guest is, without waking it.
+#[utoipa::path(get, path = "/v1/sprites/{name}/check", tag = "sprites", params(Name), responses(
+    (status = 200, description = "So it is", body = Check), Refused, Gone))]
+pub async fn check(State(app): AppState, caller: Caller, Path(name): Path<String>) -> ApiResult<Json<Check>> {
     let (sandbox, begin) = (caller.sandbox(&app, &name).await?, Instant::now());
     let machine = sandbox.machine.clone();
     let found = app.blocking(move |app| app.machines.status(&machine)).await;
@@ -254,16 +288,28 @@ pub async fn check(State(app): AppState, caller: Caller, Path(name): Path<String
         Ok(found) if found.state == "unresponsive" => ("unhealthy", "its VMM does not answer".to_owned()),
         Ok(found) => ("hibernated", format!("it is {}: a request wakes it", found.state)),
     };
-    Ok(Json(json!({
-        "sprite_name": name, "sprite_id": sandbox.id, "status": status, "reason": reason, "checked_at": now(),
-        "elapsed": format!("{:.1}ms", begin.elapsed().as_secs_f64() * 1e3),
-    })))
+    Ok(Json(Check {
+        sprite_name: name,
+        sprite_id: sandbox.id,
+        status: status.to_owned(),
+        reason,
+        checked_at: now(),
+        elapsed: format!("{:.1}ms", begin.elapsed().as_secs_f64() * 1e3),
+    }))
 }
 
-pub async fn organization(State(app): AppState, caller: Caller) -> ApiResult<Json<Value>> {
+/// The organization that the token is good for.
+#[utoipa::path(get, path = "/v1/organization", tag = "sprites", responses(
+    (status = 200, description = "It", body = Organization), Refused))]
+pub async fn organization(State(app): AppState, caller: Caller) -> ApiResult<Json<Organization>> {
     let active = app.statuses().await?.values().filter(|found| found.state == "running").count();
-    Ok(Json(json!({"organization": {
-        "slug": caller.org, "sprites_enabled": true, "active_sprites": active, "max_sprites": null,
-        "active_sprite_limit": null,
-    }})))
+    Ok(Json(Organization {
+        organization: OrganizationInfo {
+            slug: caller.org,
+            sprites_enabled: true,
+            active_sprites: active,
+            max_sprites: Some(app.limits.sandboxes as u64),
+            active_sprite_limit: None,
+        },
+    }))
 }

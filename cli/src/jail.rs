@@ -1,4 +1,4 @@
-//! What the worker gives up before it looks at anything.
+//! What a process gives up before it looks at anything that a guest made.
 //!
 //! Promise: afterwards it can open no file, no socket and no program, signal nobody and trace nobody; it has the
 //! descriptors that it had, memory up to a bound, and if it was root it is nobody.
@@ -19,7 +19,7 @@ const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 const X86_64: u32 = 0xc000_003e;
 
-/// System calls that serving a mount takes; any other is refused with EPERM.
+/// System calls that looking takes, and serving a mount; any other is refused with EPERM.
 const ALLOWED: [libc::c_long; 44] = [
     libc::SYS_read,
     libc::SYS_write,
