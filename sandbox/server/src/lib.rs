@@ -24,6 +24,7 @@ mod time;
 mod tls;
 mod token;
 mod tokens;
+mod upgrade;
 mod wire;
 
 pub use limits::Limits;

@@ -34,9 +34,11 @@ impl Failure {
             Some(libc::ENOTDIR) => "ENOTDIR",
             Some(libc::EISDIR) => "EISDIR",
             Some(libc::EACCES) => "EACCES",
-            Some(libc::EPERM) => "EPERM",
+            Some(libc::EPERM | libc::EROFS) => "EPERM",
+            // A program that runs, or a mount's folder.
+            Some(libc::EBUSY | libc::ETXTBSY) => "EBUSY",
             Some(libc::ENOTEMPTY) => "ENOTEMPTY",
-            Some(libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP) => "EINVAL",
+            Some(libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::EXDEV | libc::ENXIO | libc::EFBIG) => "EINVAL",
             Some(libc::ENOSPC | libc::EDQUOT) => "ENOSPC",
             _ if self.error.kind() == io::ErrorKind::InvalidInput => "EINVAL",
             _ => "EIO",

@@ -41,7 +41,8 @@ const LINES: usize = 16;
     ("dir" = Option<String>, Query, description = "The folder to begin in"),
     ("env" = Option<Vec<String>>, Query, description = "NAME=VALUE"),
     ("stdin" = Option<bool>, Query, description = "Whether the body is standard input")), request_body = ExecRequest, responses(
-    (status = 200, description = "It ended", body = ExecResult), BadRequest, Refused, Gone, Busy))]
+    (status = 200, description = "It ended, or its output", content(
+        (ExecResult = "application/json"), (Vec<u8> = "application/octet-stream"))), BadRequest, Refused, Gone, Busy))]
 pub async fn run(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -7,6 +7,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
 use crate::session::{Hold, Meta};
 use crate::time::duration;
+use crate::upgrade::Upgrade;
 use crate::wire::SessionList;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, Query, State};
@@ -143,7 +144,7 @@ pub async fn attach(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path((name, id)): Path<(String, String)>,
-    socket: WebSocketUpgrade,
+    Upgrade(socket): Upgrade,
 ) -> ApiResult<Response> {
     attach_to(&app, &caller, &name, &id, socket).await
 }

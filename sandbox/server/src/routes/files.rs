@@ -65,7 +65,7 @@ pub fn refusal(found: &Value) -> ApiError {
     let code = found["code"].as_str().unwrap_or_default();
     let status = match code {
         "ENOENT" => StatusCode::NOT_FOUND,
-        "EEXIST" | "ENOTEMPTY" => StatusCode::CONFLICT,
+        "EEXIST" | "ENOTEMPTY" | "EBUSY" => StatusCode::CONFLICT,
         "EACCES" | "EPERM" => StatusCode::FORBIDDEN,
         "ENOSPC" => StatusCode::INSUFFICIENT_STORAGE,
         "EIO" => StatusCode::INTERNAL_SERVER_ERROR,

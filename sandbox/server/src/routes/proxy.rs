@@ -9,8 +9,9 @@ use crate::lifecycle::App;
 use crate::registry::Sandbox;
 use crate::session::Event;
 use crate::time::rfc3339;
+use crate::upgrade::Upgrade;
 use axum::body::Bytes;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{Message, WebSocket};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use futures_util::{SinkExt, StreamExt};
@@ -30,7 +31,7 @@ pub async fn proxy(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
-    socket: WebSocketUpgrade,
+    Upgrade(socket): Upgrade,
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
     Ok(socket.on_upgrade(move |socket| async move {
@@ -119,7 +120,7 @@ pub async fn ports(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
-    socket: WebSocketUpgrade,
+    Upgrade(socket): Upgrade,
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
     let begun = app.agent(&sandbox, &["ports"]).await?;
@@ -136,7 +137,7 @@ pub async fn files(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(name): Path<String>,
-    socket: WebSocketUpgrade,
+    Upgrade(socket): Upgrade,
 ) -> ApiResult<Response> {
     let sandbox = caller.sandbox(&app, &name).await?;
     Ok(socket.on_upgrade(move |socket| async move {

@@ -116,6 +116,7 @@ async fn make(app: &Arc<App>, caller: &Caller, name: &str, body: &SpriteCreate) 
 #[utoipa::path(post, path = "/v1/sprites", tag = "sprites", request_body = SpriteCreate, responses(
     (status = 201, description = "Made", body = Sprite), BadRequest, Refused, TooNarrow, Taken, TooMany))]
 pub async fn create(State(app): AppState, caller: Caller, body: Bytes) -> ApiResult<Response> {
+    caller.whole_organization()?;
     let body: SpriteCreate = parse(&body)?;
     let name = body.name.as_deref().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::bad("name is required"))?;
