@@ -16,12 +16,14 @@ mod fields;
 mod frame;
 mod hello;
 mod message;
+mod relay;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use frame::{Decoder, HEADER};
 pub use hello::{Hello, Side, HELLO_LEN};
 pub use message::{Exec, Reply, Request, Window};
+pub use relay::{Relay, Relayed, RELAY_CONNECTIONS, RELAY_DATA_MAX, RELAY_WINDOW};
 
 use std::fmt;
 

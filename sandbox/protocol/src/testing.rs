@@ -1,6 +1,6 @@
 //! Any bytes through everything that reads bytes: what a fuzzer runs, and the replay of what it found.
 
-use crate::{Decoder, Hello, Reply, Request, Side, HEADER, PAYLOAD_MAX};
+use crate::{Decoder, Hello, Relay, Relayed, Reply, Request, Side, HEADER, PAYLOAD_MAX, RELAY_CONNECTIONS};
 
 /// Takes `input` as what came over a port, in pieces of a size that its first byte says.
 ///
@@ -14,6 +14,10 @@ pub fn frames(input: &[u8]) {
         }
     }
     let mut decoder = Decoder::default();
+    let mut relays = [Relay::new(Side::Host), Relay::new(Side::Agent)];
+    // An agent hears of a connection that it has opened itself.
+    let [_, agent] = &mut relays;
+    agent.open(&mut Vec::new());
     for piece in bytes.chunks(usize::from(first).max(1)) {
         decoder.push(piece);
         loop {
@@ -26,6 +30,18 @@ pub fn frames(input: &[u8]) {
                             |out| request.encode(out).is_ok(),
                             |payload| Request::decode(kind, payload) == Ok(request.clone()),
                         );
+                    }
+                    if let Ok(said) = Relayed::decode(kind, payload) {
+                        again(
+                            kind,
+                            payload,
+                            |out| said.encode(out).is_ok(),
+                            |payload| Relayed::decode(kind, payload) == Ok(said.clone()),
+                        );
+                        for relay in &mut relays {
+                            let _ = relay.take(said.clone());
+                            assert!(relay.len() <= RELAY_CONNECTIONS, "no more connections than there may be");
+                        }
                     }
                     if let Ok(reply) = Reply::decode(kind, payload) {
                         again(
