@@ -10,7 +10,9 @@
 
 mod child;
 mod freeze;
+mod place;
 mod ports;
+mod relay;
 mod session;
 mod sys;
 mod system;

@@ -1,5 +1,5 @@
 //! What the host has done in the guest by running the agent as a command: `cairn-agent fs …`, `proxy`,
-//! `ports`, `watch`.
+//! `ports`, `watch`, `relay`.
 //!
 //! Such a command is a process like any other: it has the rights of whoever it was started as, its output is taken as
 //! fast as the host takes it, and it ends with its connection. Answers are JSON on standard output, an error is
@@ -11,8 +11,10 @@ mod ports;
 mod proxy;
 mod watch;
 
+use crate::place::ROOT;
 use serde_json::json;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Why a verb failed.
@@ -22,7 +24,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn of(path: &std::path::Path) -> impl Fn(io::Error) -> Self + '_ {
+    pub(crate) fn of(path: &Path) -> impl Fn(io::Error) -> Self + '_ {
         move |error| Self { error, path: path.to_string_lossy().into_owned() }
     }
 
@@ -64,6 +66,8 @@ pub fn carry_out(args: &[String]) -> ExitCode {
         ["proxy", host, port] => proxy::carry_out(host, port),
         ["ports"] => ports::watch(),
         ["watch", rest @ ..] => watch::carry_out(rest),
+        ["relay"] => crate::relay::carry_out(Path::new(ROOT)).map_err(Failure::from),
+        ["relay", "--at", root] => crate::relay::carry_out(Path::new(root)).map_err(Failure::from),
         _ => Err(usage()),
     };
     match outcome {
