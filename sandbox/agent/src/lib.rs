@@ -14,10 +14,24 @@ mod place;
 mod ports;
 mod relay;
 mod session;
+mod sprite_env;
 mod sys;
 mod system;
 mod verbs;
 
 pub use ports::run;
 pub use session::serve;
-pub use verbs::carry_out;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What the binary is called as decides what it is: `sprite-env`, or with words behind its name a verb of the host's.
+/// `None` when it is the agent itself.
+pub fn other_than_agent(name: &OsStr, args: &[String]) -> Option<ExitCode> {
+    match Path::new(name).file_name() {
+        Some(name) if name == place::COMMAND => Some(sprite_env::run(args)),
+        _ if args.is_empty() => None,
+        _ => Some(verbs::carry_out(args)),
+    }
+}

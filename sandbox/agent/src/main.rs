@@ -1,12 +1,14 @@
 //! The agent as a program of the guest: started by its init, runs until the guest ends; with words behind its name it does
-//! one thing for the host.
+//! one thing for the host; as `sprite-env` it asks the host for something.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    if !args.is_empty() {
-        return cairn_agent::carry_out(&args);
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let args: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    if let Some(status) = cairn_agent::other_than_agent(&name, &args) {
+        return status;
     }
     match cairn_agent::run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -59,7 +59,7 @@ fn usage() -> Failure {
 }
 
 /// Carries out the verb that the command line names.
-pub fn carry_out(args: &[String]) -> ExitCode {
+pub(crate) fn carry_out(args: &[String]) -> ExitCode {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["fs", rest @ ..] => fs::carry_out(rest),
