@@ -95,6 +95,25 @@ fn making_and_restoring_tell_how_it_went() {
 }
 
 #[test]
+fn files_of_a_checkpoint_are_listed_read_and_compared() {
+    let (done, asked) = ask(&["checkpoints", "cat", "v1", "/a b&c=\u{e4}"], &json("200 OK", "old\nfile"));
+    assert!(asked.starts_with("GET /v1/checkpoints/v1/fs/read?path=/a%20b%26c%3D%C3%A4 HTTP/1.1\r\n"), "{asked}");
+    assert_eq!(done.stdout, b"old\nfile");
+    let (done, asked) =
+        ask(&["checkpoints", "files", "v1"], &json("200 OK", r#"{"entries":[{"name":"x","size":1,"mode":"0644"}]}"#));
+    assert!(asked.starts_with("GET /v1/checkpoints/v1/fs/list?path=/ ") && said(&done).1.ends_with("  x"), "{asked}");
+    let (done, asked) =
+        ask(&["checkpoints", "diff", "v1"], &json("200 OK", r#"{"files":[{"path":"x","change":"added"}]}"#));
+    assert!(asked.starts_with("GET /v1/checkpoints/v1/diff/Current ") && said(&done).1 == "added       /x", "{asked}");
+    let (done, _) =
+        ask(&["checkpoints", "cat", "v1", "/x"], &json("404 Not Found", r#"{"code":"ENOENT","error":"no such file"}"#));
+    assert_eq!(said(&done), (1, String::new(), "sprite-env: no such file".to_owned()));
+    // A file that is cut is no file.
+    let (done, _) = ask(&["checkpoints", "cat", "v1", "/x"], "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+    assert_eq!(said(&done).0, 1);
+}
+
+#[test]
 fn refusals_have_their_reason_and_a_status() {
     let (done, _) = ask(&["checkpoints", "get", "v9"], &json("404 Not Found", r#"{"error":"there is no v9"}"#));
     assert_eq!(said(&done), (1, String::new(), "sprite-env: there is no v9".to_owned()));

@@ -196,6 +196,38 @@ fn delete(options: &Options, id: &str) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// A path of a file as a query says it.
+fn query_of(path: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    path.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// What was in a folder.
+fn files(options: &Options, id: &str, path: &str) -> Result<(), Trouble> {
+    let found = options.value("GET", &format!("{}/fs/list?path={}", path_of(id)?, query_of(path)))?;
+    print(&if options.json { pretty(&found) } else { show::files(&found) });
+    Ok(())
+}
+
+/// Which files differ between two states.
+fn differences(options: &Options, id: &str, other: &str) -> Result<(), Trouble> {
+    path_of(other)?;
+    let found = options.value("GET", &format!("{}/diff/{other}", path_of(id)?))?;
+    print(&if options.json { pretty(&found) } else { show::differences(&found) });
+    Ok(())
+}
+
+/// A file as it was.
+fn cat(options: &Options, id: &str, path: &str) -> Result<(), Trouble> {
+    let mut answer = options.ask("GET", &format!("{}/fs/read?path={}", path_of(id)?, query_of(path)), None)?;
+    if answer.status >= 300 {
+        return Err(Trouble::Refused(reason(&answer.body.text(ANSWER_MAX)?)));
+    }
+    let mut out = io::stdout().lock();
+    io::copy(&mut answer.body, &mut out)?;
+    Ok(out.flush()?)
+}
+
 /// A request as it is said, and the answer as it comes.
 fn api(options: &Options, method: &str, path: &str, body: Option<&str>) -> Result<(), Trouble> {
     let is_word = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
@@ -246,6 +278,11 @@ fn carry_out(args: &[String]) -> Result<(), Trouble> {
         ["checkpoints" | "checkpoint", "create"] => create(&options)?,
         ["checkpoints" | "checkpoint", "restore", id] => restore(&options, id)?,
         ["checkpoints" | "checkpoint", "delete" | "rm", id] => delete(&options, id)?,
+        ["checkpoints" | "checkpoint", "files", id] => files(&options, id, "/")?,
+        ["checkpoints" | "checkpoint", "files", id, path] => files(&options, id, path)?,
+        ["checkpoints" | "checkpoint", "cat", id, path] => cat(&options, id, path)?,
+        ["checkpoints" | "checkpoint", "diff", id] => differences(&options, id, "Current")?,
+        ["checkpoints" | "checkpoint", "diff", id, other] => differences(&options, id, other)?,
         ["api", method, path] => api(&options, method, path, None)?,
         ["api", method, path, body] => api(&options, method, path, Some(body))?,
         _ => return Err(Trouble::Usage(format!("there is no command {:?}", words.join(" ")))),

@@ -43,6 +43,33 @@ pub(super) fn list(all: &Value) -> String {
     std::iter::once(&head).chain(&rows).map(line).collect::<Vec<_>>().join("\n")
 }
 
+fn each<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value[key].as_array().map_or(&[][..], Vec::as_slice).iter()
+}
+
+/// Entries of a folder: mode, size, name; a folder's ends with `/`.
+pub(super) fn files(found: &Value) -> String {
+    let line = |entry: &Value| {
+        let mark = if entry["type"] == "directory" { "/" } else { "" };
+        format!("{:>4}  {:>12}  {}{mark}", cell(&entry["mode"]), cell(&entry["size"]), cell(&entry["name"]))
+    };
+    each(found, "entries").map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// One line for each file that differs.
+pub(super) fn differences(found: &Value) -> String {
+    let line = |file: &Value| {
+        let from = Some(cell(&file["from"])).filter(|from| !from.is_empty());
+        let from = from.map(|from| format!("  (was /{from})")).unwrap_or_default();
+        format!("{:10}  /{}{from}", cell(&file["change"]), cell(&file["path"]))
+    };
+    let lines: Vec<String> = each(found, "files").map(line).collect();
+    if lines.is_empty() {
+        return "no file differs".to_owned();
+    }
+    lines.join("\n")
+}
+
 /// An object as one line for each field that says something.
 pub(super) fn fields(value: &Value) -> String {
     let fields: Vec<(&String, String)> =
@@ -68,6 +95,11 @@ mod tests {
             "ID      CREATED (UTC)        COMMENT\nv2      2026-01-31 17:02:44  a [2Jb c\nv1      2026-01-31 17:02:40";
         assert_eq!(list(&all), wanted);
         assert!(list(&json!([])).contains("create --comment") && list(&json!("rubbish")).contains("no checkpoints"));
+        let entries =
+            json!({"entries": [{"name": "a\n", "size": 5, "mode": "0644"}, {"name": "b", "type": "directory"}]});
+        assert_eq!(files(&entries), "0644             5  a\n                    b/");
+        let changed = json!({"files": [{"path": "b", "change": "renamed", "from": "a"}]});
+        assert_eq!(differences(&changed), "renamed     /b  (was /a)");
         assert_eq!(fields(&json!({"id": "v1", "none": null, "history": ["v2", "v3"]})), "history  v2, v3\nid       v1");
     }
 }
