@@ -5,6 +5,7 @@ Promises: a child is ended by its own process id, politely first; a script that 
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,6 +59,22 @@ def shown(words):
     """A command as one line of an error message."""
     line = " ".join(" ".join(words).split())
     return line if len(line) < 300 else f"{line[:150]} ... {line[-150:]}"
+
+
+def children(pid, name):
+    """Processes that `pid` started and that have `name` among their words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = re.search(r"^PPid:\t(\d+)$", (entry / "status").read_text(), re.M)
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent and int(parent.group(1)) == pid and name.encode() in words:
+            found.append(int(entry.name))
+    return found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ mod lifecycle;
 mod limits;
 mod pool;
 mod registry;
+mod relay;
 mod routes;
 mod session;
 mod time;
@@ -91,6 +92,12 @@ async fn serve(options: Options, ready: impl FnOnce(SocketAddr)) -> std::io::Res
     let registry = Registry::open(&registry).await.map_err(std::io::Error::other)?;
     let app = Arc::new(App::new(registry, machines, pool, image, limits));
     app.put_in_order().await.map_err(std::io::Error::other)?;
+    let relayed = app.clone();
+    tokio::spawn(async move {
+        if let Err(e) = relayed.relay_all().await {
+            tracing::warn!(error = %e, "guests that run cannot ask their host");
+        }
+    });
     let listener = TcpListener::bind(listen).await?;
     ready(listener.local_addr()?);
     let (told, mut over) = tokio::sync::watch::channel(false);

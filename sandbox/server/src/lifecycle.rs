@@ -4,6 +4,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::limits::{too_many, Limits, Open};
 use crate::pool::Pool;
 use crate::registry::{Registry, Sandbox, State};
+use crate::relay::Relays;
 use crate::session::Sessions;
 use crate::time::now_us;
 use crate::token::random_hex;
@@ -35,6 +36,7 @@ pub struct App {
     pub open: Open,
     /// Looks into checkpoints that may go on at a time.
     pub inspections: Arc<Semaphore>,
+    pub relays: Relays,
     /// One change of a machine at a time.
     changes: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -49,8 +51,9 @@ pub enum Origin {
 impl App {
     pub fn new(registry: Registry, machines: Machines, pool: Box<dyn Pool>, image: String, limits: Limits) -> Self {
         let inspections = Arc::new(Semaphore::new(INSPECTIONS));
-        let (sessions, open, changes) = (Sessions::default(), Open::default(), Mutex::default());
-        Self { registry, machines, pool, image, sessions, limits, open, inspections, changes }
+        let (sessions, open, relays) = (Sessions::default(), Open::default(), Relays::default());
+        let changes = Mutex::default();
+        Self { registry, machines, pool, image, sessions, limits, open, inspections, relays, changes }
     }
 
     /// Does what blocks on a thread that may.
@@ -173,7 +176,9 @@ impl App {
             })
             .await
         })
-        .await
+        .await?;
+        self.relay(sandbox);
+        Ok(())
     }
 
     async fn remove(self: &Arc<Self>, sandbox: &Sandbox) -> ApiResult<()> {
@@ -198,6 +203,7 @@ impl App {
         let running = |status: &Status| status.state == "running" || status.state == "paused";
         let look = machine.clone();
         if self.blocking(move |app| Ok(running(&app.machines.status(&look)?))).await? {
+            self.relay(sandbox);
             return Ok(self.machines.folder(&machine)?);
         }
         let (app, begin) = (self.clone(), std::time::Instant::now());
@@ -212,6 +218,7 @@ impl App {
             .await
         })
         .await?;
+        self.relay_now(sandbox).await;
         info!(sandbox = sandbox.name, time_ms = begin.elapsed().as_millis() as u64, "a sandbox is awake");
         if let Err(e) = self.registry.was_active(&sandbox.id).await {
             warn!(error = %e, "when it was active is not noted");

@@ -228,6 +228,12 @@ impl Registry {
         Ok(rows.iter().map(sandbox).collect::<Result<_, _>>()?)
     }
 
+    /// All that are there, of every organization.
+    pub(crate) async fn ready(&self) -> ApiResult<Vec<Sandbox>> {
+        let rows = sqlx::query("SELECT * FROM sandboxes WHERE state = 'ready'").fetch_all(&self.pool).await?;
+        Ok(rows.iter().map(sandbox).collect::<Result<_, _>>()?)
+    }
+
     /// Takes note of a new token.
     ///
     /// # Errors

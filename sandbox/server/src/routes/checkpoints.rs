@@ -132,6 +132,7 @@ fn described(info: &Value, sandbox: &Sandbox, with_memory: &HashSet<String>) -> 
         bytes_exclusive: info["exclusive_bytes"].as_u64(),
         source_id: Some(sandbox.id.clone()),
         size_bytes: info["size_bytes"].as_u64(),
+        history: Vec::new(),
         id,
     }
 }
@@ -148,12 +149,14 @@ fn current(sandbox: &Sandbox) -> Checkpoint {
         source_id: None,
         size_bytes: None,
         has_memory: None,
+        history: Vec::new(),
     }
 }
 
 /// Checkpoints of a sandbox, the newest first; before them `Current`.
 #[utoipa::path(get, path = "/v1/sprites/{name}/checkpoints", tag = "checkpoints", params(Name,
-    ("includeAuto" = Option<bool>, Query, description = "What restores replaced, too")), responses(
+    ("includeAuto" = Option<bool>, Query, description = "What restores replaced, too"),
+    ("history" = Option<String>, Query, description = "Only what is this checkpoint or came of it")), responses(
     (status = 200, description = "They", body = Vec<Checkpoint>), Refused, Gone))]
 pub async fn list(
     State(app): State<Arc<App>>,
@@ -168,7 +171,9 @@ pub async fn list(
     let look = move |app: &App| Ok((app.pool.checkpoints(&machine)?, app.machines.with_memory(&*app.pool, &machine)?));
     let (all, memory) = app.blocking(look).await?;
     let shown = all.iter().rev().filter(|info| with_auto || info["is_auto"] != true);
-    Ok(Json(std::iter::once(current(&sandbox)).chain(shown.map(|info| described(info, &sandbox, &memory))).collect()))
+    let told = std::iter::once(current(&sandbox)).chain(shown.map(|info| described(info, &sandbox, &memory)));
+    let wanted = query.get("history").map(String::as_str);
+    Ok(Json(super::history::told(told.collect(), &all, &sandbox.machine, wanted)))
 }
 
 /// One checkpoint.
@@ -237,6 +242,7 @@ pub async fn restore(
         };
         match outcome {
             Ok(_) => {
+                app.relay(&sandbox);
                 lines.info("Container components started successfully").await;
                 lines.say("complete", &format!("Restore from {id} complete")).await;
             }

@@ -5,6 +5,8 @@ mod checkpoints;
 mod commands;
 mod exec;
 mod files;
+pub(crate) mod guest;
+mod history;
 mod past;
 mod proxy;
 mod socket;

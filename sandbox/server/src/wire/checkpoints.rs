@@ -15,7 +15,7 @@ pub struct CheckpointCreate {
 }
 
 /// A checkpoint.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Checkpoint {
     /// `v1`, `v2`, …; `auto-1`, …: what a restore replaced; `Current`: the present.
     pub id: String,
@@ -41,6 +41,9 @@ pub struct Checkpoint {
     /// Whether restoring it brings processes back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub has_memory: Option<bool>,
+    /// In a list: the checkpoints that the disk was at before, the nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<String>,
 }
 
 /// A line of an answer that is told while the work goes on; the last is `complete` or `error`.
