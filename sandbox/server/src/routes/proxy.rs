@@ -87,6 +87,8 @@ async fn connect(app: Arc<App>, sandbox: Sandbox, mut socket: WebSocket) {
     let taking = tokio::spawn(async move {
         while let Some(Ok(message)) = from.next().await {
             match message {
+                // The end of what the client sends; it may still read.
+                Message::Binary(bytes) if bytes.is_empty() => session.end_input().await,
                 Message::Binary(bytes) if !session.write(&bytes).await => break,
                 Message::Close(_) => break,
                 _ => {}
