@@ -3,6 +3,7 @@
 use crate::api_args::ApiArgs;
 use crate::guest_args::{ImageVerb, InspectVerb, TokenVerb, VmVerb};
 use crate::logging::{LogFormat, LogLevel};
+use crate::sandbox::args::{At, SandboxVerb};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -37,29 +38,37 @@ pub enum Verb {
     /// Create, list, compare and delete checkpoints
     #[command(subcommand)]
     Checkpoint(CheckpointVerb),
-    /// Make a volume what it was at a checkpoint (what it is now is kept as auto-N)
+    /// Make a volume or sandbox what it was at a checkpoint (what it is now is kept as auto-N)
     #[command(
-        after_help = "Examples:\n  cairn restore disk v3        also: cairn restore disk@v3\n  cairn restore disk auto-1    undoes the restore that made auto-1\n\nThe newest 5 automatic checkpoints of a volume are kept; v1, v2, … stay until they are deleted."
+        allow_missing_positional = true,
+        after_help = "Examples:\n  cairn restore disk v3        also: cairn restore disk@v3\n  cairn restore disk auto-1    undoes the restore that made auto-1\n  cairn restore -s web v3      a sandbox; cairn restore v3 the one in use\n\nThe newest 5 automatic checkpoints of a volume are kept; v1, v2, … stay until they are deleted."
     )]
     Restore {
-        /// The volume, or VOL@ID
-        volume: String,
-        /// The checkpoint: v1, v2, … or auto-1, …
-        id: Option<String>,
+        #[command(flatten)]
+        at: At,
+        /// The volume; without it the sandbox of -s, or in use
+        volume: Option<String>,
+        /// The checkpoint: v1, v2, … or auto-1, …; VOL@ID stands for both
+        id: String,
         /// Disconnect clients that use the volume
         #[arg(long)]
         force: bool,
     },
-    /// Make a new volume that starts as another one, or as one of its checkpoints
+    /// Make a volume or sandbox that starts as another one, or as one of its checkpoints
     #[command(
-        after_help = "Examples:\n  cairn fork disk try        from what disk is now\n  cairn fork disk@v1 try     from a checkpoint"
+        allow_missing_positional = true,
+        after_help = "Examples:\n  cairn fork disk try          from what disk is now\n  cairn fork disk@v1 try       from a checkpoint\n  cairn fork -s web@v1 try     a sandbox; cairn fork try forks the one in use"
     )]
     Fork {
-        /// VOL or VOL@ID
-        source: String,
-        /// Name of the new volume
+        #[command(flatten)]
+        at: At,
+        /// VOL or VOL@ID; without it the sandbox of -s (NAME or NAME@ID), or in use
+        source: Option<String>,
+        /// Name of the new volume or sandbox
         name: String,
     },
+    #[command(flatten)]
+    Sandbox(SandboxVerb),
     /// Read every block that is held and verify its checksum (beside a running daemon, too)
     #[command(
         after_help = "Examples:\n  cairn scrub           everything in the pool\n  cairn scrub disk      what disk and its checkpoints hold\n  cairn scrub disk@v1   what one checkpoint holds\n\nEvery damaged block is named with the volume and checkpoint that hold it (Current: the volume as it is now). Exit code 5 when damage was found."
@@ -406,43 +415,60 @@ pub enum Stage {
 /// On checkpoints.
 #[derive(Subcommand)]
 pub enum CheckpointVerb {
-    /// Name the volume's present state
+    /// Name the present state of a volume or sandbox
     #[command(
-        after_help = "Example:\n  cairn checkpoint create disk --comment 'before the upgrade'\n\nIt costs one log record, whatever the size; clients go on writing."
+        after_help = "Examples:\n  cairn checkpoint create disk --comment 'before the upgrade'\n  cairn checkpoint create -s web       a sandbox; without -s and volume the one in use\n\nIt costs one log record, whatever the size; clients go on writing. A sandbox's guest freezes its file systems for that moment."
     )]
     Create {
-        /// The volume
-        volume: String,
+        #[command(flatten)]
+        at: At,
+        /// The volume; without it the sandbox of -s, or in use
+        volume: Option<String>,
         /// Words to remember it by, at most 1024 bytes
         #[arg(long, default_value = "")]
         comment: String,
         /// Return when it is there: local disk, or object store
         #[arg(long, value_name = "WHERE", default_value = "local", value_parser = ["local", "remote"])]
         wait: String,
+        /// Of a sandbox: with what its guest has in its memory
+        #[arg(long)]
+        memory: bool,
     },
-    /// Checkpoints of a volume, oldest first
+    /// Checkpoints of a volume or sandbox, oldest first
     List {
-        /// The volume
-        volume: String,
+        #[command(flatten)]
+        at: At,
+        /// The volume; without it the sandbox of -s, or in use
+        volume: Option<String>,
         /// Automatic ones, too
         #[arg(long)]
         all: bool,
     },
     /// One checkpoint
-    #[command(after_help = "Examples:\n  cairn checkpoint get disk v1\n  cairn checkpoint get disk@v1")]
+    #[command(
+        allow_missing_positional = true,
+        after_help = "Examples:\n  cairn checkpoint get disk v1\n  cairn checkpoint get disk@v1\n  cairn checkpoint get -s web v1"
+    )]
     Get {
-        /// The volume, or VOL@ID
-        volume: String,
-        /// The checkpoint; Current is the head
-        id: Option<String>,
+        #[command(flatten)]
+        at: At,
+        /// The volume; without it the sandbox of -s, or in use
+        volume: Option<String>,
+        /// The checkpoint; Current is the head; VOL@ID stands for both
+        id: String,
     },
     /// Delete a checkpoint
-    #[command(after_help = "Examples:\n  cairn checkpoint delete disk v1\n  cairn checkpoint delete disk@v1")]
+    #[command(
+        allow_missing_positional = true,
+        after_help = "Examples:\n  cairn checkpoint delete disk v1\n  cairn checkpoint delete disk@v1\n  cairn checkpoint delete -s web v1"
+    )]
     Delete {
-        /// The volume, or VOL@ID
-        volume: String,
-        /// The checkpoint
-        id: Option<String>,
+        #[command(flatten)]
+        at: At,
+        /// The volume; without it the sandbox of -s, or in use
+        volume: Option<String>,
+        /// The checkpoint; VOL@ID stands for both
+        id: String,
         /// Disconnect clients that use it
         #[arg(long)]
         force: bool,
@@ -526,11 +552,11 @@ mod tests {
         assert_eq!(parse_size("1.5G"), None);
     }
 
-    /// Every command below `command`, with the words that call it.
-    fn walk(command: &clap::Command, words: &str, out: &mut Vec<(String, Vec<String>)>) {
+    /// Every command below `command`: the words that call it, its flags, and whether it does something by itself.
+    fn walk(command: &clap::Command, words: &str, out: &mut Vec<(String, Vec<String>, bool)>) {
         let flags = command.get_arguments().filter(|a| !a.is_hide_set());
         let flags = flags.filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
-        out.push((words.to_owned(), flags));
+        out.push((words.to_owned(), flags, !command.has_subcommands()));
         for sub in command.get_subcommands() {
             walk(sub, &format!("{words} {}", sub.get_name()), out);
         }
@@ -544,9 +570,7 @@ mod tests {
         let mut all = Vec::new();
         walk(&Cli::command(), "cairn", &mut all);
         assert!(all.len() > 20, "the walk finds the commands");
-        for (words, flags) in all {
-            let is_leaf =
-                !["cairn", "cairn volume", "cairn checkpoint", "cairn vm", "cairn image"].contains(&words.as_str());
+        for (words, flags, is_leaf) in all {
             let line = manual.lines().find(|line| line.starts_with(&format!("| `{words}")));
             assert!(line.is_some() || !is_leaf, "docs/CLI.md has no line for {words}");
             for flag in flags {

@@ -20,6 +20,7 @@ mod logging;
 mod mount;
 mod output;
 mod requests;
+mod sandbox;
 mod serve;
 mod store;
 mod vm;
@@ -81,6 +82,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         }
         Verb::Inspect(verb) => files::inspect(&requests::pool_folder(cli)?, verb),
         Verb::Doctor => vm::doctor(cli),
+        Verb::Sandbox(verb) => sandbox::run(verb, cli.json),
         verb => requests::run(cli, verb),
     }
 }

@@ -120,7 +120,7 @@ impl Progress {
         Self { what, bytes, begin: Instant::now(), shown: None, terminal: io::stderr().is_terminal() }
     }
 
-    /// `done` of `total`.
+    /// `done` of `total`; of a total of no bytes nobody knows how much it is.
     pub fn show(&mut self, done: u64, total: u64) {
         if !self.terminal || self.shown.is_some_and(|at| at.elapsed() < REDRAW) {
             return;
@@ -139,6 +139,9 @@ impl Progress {
             s => format!("{} h", s / 3600),
         };
         let count = |n: u64| if self.bytes { human(n) } else { n.to_string() };
+        if self.bytes && total == 0 {
+            return format!("{}  {}  {}/s", self.what, count(done), count(rate as u64));
+        }
         let (done, total, rate) = (count(done), count(total), count(rate as u64));
         format!("{} {percent:3} %  {done} of {total}  {rate}/s  {left} left", self.what)
     }

@@ -11,6 +11,7 @@ use crate::import;
 use crate::link::{ask_long, Link};
 use crate::mount::{self, Wanted};
 use crate::output::{print, Progress};
+use crate::sandbox::saved::{self, Meant};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,11 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         Verb::Key(KeyVerb::Rotate(args)) => return bucket::rotate(args, cli.json),
         Verb::Volume(VolumeVerb::List { object }) if object.object_store.is_some() => {
             return bucket::list(object, cli.json);
+        }
+        Verb::Checkpoint(_) | Verb::Restore { .. } | Verb::Fork { .. } => {
+            if let Some(done) = of_sandbox(verb, cli.json) {
+                return done;
+            }
         }
         _ => {}
     }
@@ -106,20 +112,14 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         }
         Verb::Volume(verb) => (volume_request(verb)?, VOLUME_COLUMNS),
         Verb::Checkpoint(verb) => (checkpoint_request(verb), CHECKPOINT_COLUMNS),
-        Verb::Restore { volume, id, force } => {
+        Verb::Restore { volume, id, force, .. } => {
+            let (volume, id) = named(volume, id);
             (json!({"op": "restore", "volume": volume, "id": id, "force": force}), &[])
         }
-        Verb::Fork { source, name } => (json!({"op": "fork", "volume": source, "name": name}), &[]),
+        Verb::Fork { source, name, .. } => (json!({"op": "fork", "volume": source, "name": name}), &[]),
         Verb::Stats { metrics } => (json!({"op": if *metrics { "metrics" } else { "stats" }}), &[]),
-        Verb::Umount { .. }
-        | Verb::Gc { .. }
-        | Verb::Key(_)
-        | Verb::Serve(_)
-        | Verb::Completions { .. }
-        | Verb::Man { .. } => return Ok(()),
-        Verb::Vm(_) | Verb::Image(_) | Verb::Doctor | Verb::Token(_) | Verb::ApiServer { .. } | Verb::Inspect(_) => {
-            return Ok(())
-        }
+        // `main` gives those to others.
+        _ => return Ok(()),
     };
     let (answer, who) = carry_out(&folder, &request)?;
     print(&answer, cli.json, columns);
@@ -127,6 +127,47 @@ pub fn run(cli: &Cli, verb: &Verb) -> Result<(), Failure> {
         eprintln!("cairn: no daemon runs on this pool: the space comes back while one does (cairn serve)");
     }
     Ok(())
+}
+
+/// A volume's checkpoint as the control socket takes it: `VOL@ID` goes there as it is.
+fn named<'a>(volume: &'a Option<String>, id: &'a String) -> (&'a String, Option<&'a String>) {
+    volume.as_ref().map_or((id, None), |volume| (volume, Some(id)))
+}
+
+/// Carries out a verb that means a sandbox; nothing if it means a volume.
+fn of_sandbox(verb: &Verb, json: bool) -> Option<Result<(), Failure>> {
+    let only_volumes = |what: &str| Err(Failure::new("invalid", format!("{what} is for volumes")));
+    let text = Option::as_deref;
+    let (at, meant) = match verb {
+        Verb::Checkpoint(CheckpointVerb::Create { at, volume, .. } | CheckpointVerb::List { at, volume, .. }) => {
+            (at, saved::whole(at, text(volume)))
+        }
+        Verb::Checkpoint(CheckpointVerb::Get { at, volume, id } | CheckpointVerb::Delete { at, volume, id, .. })
+        | Verb::Restore { at, volume, id, .. } => (at, saved::one(at, text(volume), id)),
+        Verb::Fork { at, source, name } => (at, saved::forked(at, text(source), name)),
+        _ => return None,
+    };
+    let id = match meant {
+        Err(failure) => return Some(Err(failure)),
+        Ok(Meant::Volume(..)) => {
+            let asks_memory = matches!(verb, Verb::Checkpoint(CheckpointVerb::Create { memory: true, .. }));
+            let text = "--memory is for sandboxes (-s NAME), and for machines: cairn vm checkpoint";
+            return asks_memory.then(|| Err(Failure::new("invalid", text)));
+        }
+        Ok(Meant::Sandbox(id)) => id,
+    };
+    Some(match verb {
+        Verb::Checkpoint(CheckpointVerb::Create { wait, .. }) if wait != "local" => only_volumes("--wait"),
+        Verb::Checkpoint(CheckpointVerb::Create { comment, memory, .. }) => saved::create(at, comment, *memory, json),
+        Verb::Checkpoint(CheckpointVerb::List { all, .. }) => saved::list(at, *all, json),
+        Verb::Checkpoint(CheckpointVerb::Get { .. }) => saved::show(at, id, json),
+        Verb::Checkpoint(CheckpointVerb::Delete { force: true, .. }) | Verb::Restore { force: true, .. } => {
+            only_volumes("--force")
+        }
+        Verb::Checkpoint(CheckpointVerb::Delete { .. }) => saved::delete(at, id, json),
+        Verb::Restore { .. } => saved::restore(at, id, json),
+        _ => saved::fork(at, id, json),
+    })
 }
 
 fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
@@ -155,12 +196,16 @@ fn volume_request(verb: &VolumeVerb) -> Result<Value, Failure> {
 
 fn checkpoint_request(verb: &CheckpointVerb) -> Value {
     match verb {
-        CheckpointVerb::Create { volume, comment, wait } => {
+        CheckpointVerb::Create { volume, comment, wait, .. } => {
             json!({"op": "checkpoint.create", "volume": volume, "comment": comment, "wait": wait})
         }
-        CheckpointVerb::List { volume, all } => json!({"op": "checkpoint.list", "volume": volume, "all": all}),
-        CheckpointVerb::Get { volume, id } => json!({"op": "checkpoint.get", "volume": volume, "id": id}),
-        CheckpointVerb::Delete { volume, id, force } => {
+        CheckpointVerb::List { volume, all, .. } => json!({"op": "checkpoint.list", "volume": volume, "all": all}),
+        CheckpointVerb::Get { volume, id, .. } => {
+            let (volume, id) = named(volume, id);
+            json!({"op": "checkpoint.get", "volume": volume, "id": id})
+        }
+        CheckpointVerb::Delete { volume, id, force, .. } => {
+            let (volume, id) = named(volume, id);
             json!({"op": "checkpoint.delete", "volume": volume, "id": id, "force": force})
         }
         CheckpointVerb::Diff { volume, from, to, .. } => {
