@@ -320,8 +320,14 @@ fn a_private_authority_is_trusted_when_it_is_named() {
     assert!(fake.heads().is_empty(), "the token went to somebody who was not trusted");
     let out = run(&["list"], url.clone(), Some(&ca));
     assert!(out.status.success(), "{}", said(&out));
-    let out = run(&exec, url, Some(&ca));
+    let out = run(&exec, url.clone(), Some(&ca));
     assert_eq!((out.status.code(), out.stdout.len()), (Some(7), 4_000_000), "{}", said(&out));
+    // Both ways at once, with more than fits anywhere.
+    let mut command = fake.command(&["exec", "-s", "web", "--", "echo"]);
+    command.env("CAIRN_URL", url).env("CAIRN_TOKEN", TOKEN).env("CAIRN_CA", &ca);
+    let input: Vec<u8> = (0..5_000_000_u32).map(|i| (i / 3) as u8).collect();
+    let out = fed(command, &input);
+    assert!(out.status.success() && out.stdout == input, "{} bytes; {}", out.stdout.len(), said(&out));
     let out = run(&["list"], fake.url(), None);
     assert!(out.status.code() == Some(1) && said(&out).contains("https://"), "{}", said(&out));
 }

@@ -70,10 +70,12 @@ pub enum SandboxVerb {
     },
     /// Run a command in a sandbox: its output, its standard input, its exit status
     #[command(
+        visible_alias = "x",
         after_help = "Examples:\n  cairn exec -s web -- uname -a\n  tar c src | cairn exec -- tar x -C /root\n  cairn exec --file app.py:/root/app.py -- python3 app.py\n\nExit status: the command's; 1 if the server goes away meanwhile. Ctrl-C goes to the command; the fourth ends us. Ports that it opens are reached at localhost."
     )]
     Exec(ExecArgs),
     /// A shell in a sandbox, with a terminal; Ctrl-\ leaves it running
+    #[command(visible_alias = "c")]
     Console {
         #[command(flatten)]
         at: At,

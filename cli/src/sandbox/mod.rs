@@ -4,6 +4,7 @@
 //! kept; there is no runtime: a command waits for its descriptors itself.
 
 pub mod args;
+mod aside;
 mod chosen;
 mod credentials;
 mod fds;

@@ -2,6 +2,7 @@
 //!
 //! Until all of it is there a copy has another name; one that breaks off is removed.
 
+use super::aside::Aside;
 use super::fds::Signals;
 use super::place::{Place, Placed};
 use super::push::{guest_path, look, Found};
@@ -135,14 +136,14 @@ fn unpack(sandbox: &Sandbox, source: &str, part: &Path) -> Result<Placed, Failur
     let words = ["sh", "-c", PACK, "sh", source].map(str::to_owned);
     let talk = begun(sandbox, &Wanted { command: &words, ..Wanted::default() })?;
     let (reader, writer) = io::pipe()?;
-    let signals = Signals::take()?;
+    let (signals, aside) = (Signals::take()?, Aside::new()?);
     let filling = std::thread::spawn(move || {
         let mut progress = Progress::new("pull", true);
         let filled = place.fill(&mut Reader::new(reader), &mut |bytes| progress.show(bytes, 0));
         progress.clear();
         filled
     });
-    let ended = talk.run(&Ends { stdin: None, stdout: writer.as_raw_fd(), stderr: 2 }, &signals, false);
+    let ended = talk.run(&Ends { stdin: None, stdout: writer.as_raw_fd(), stderr: aside.fd() }, &signals, false);
     // Who fills hears that this is the end.
     drop(writer);
     let filled = filling.join().map_err(|_| Failure::new("io", "unpacking failed in a way that was not foreseen"))?;
@@ -152,7 +153,7 @@ fn unpack(sandbox: &Sandbox, source: &str, part: &Path) -> Result<Placed, Failur
         (End::Exited(127), _) => Err(Failure::new("missing", "the sandbox has no tar, which gives folders")),
         (End::Told(_), _) => Err(Failure::new("io", "interrupted: nothing was copied")),
         (end, _) => {
-            let text = format!("{source}: tar in the sandbox did not give all of it ({end:?}): it says why above");
+            let text = format!("{source}: tar in the sandbox did not give all of it ({end:?}){}", aside.said());
             Err(Failure::new("io", text))
         }
     }

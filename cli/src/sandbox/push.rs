@@ -1,5 +1,6 @@
 //! Copying files and folders into a sandbox: a file as the body of a request, a folder as an archive that the guest's `tar` unpacks.
 
+use super::aside::Aside;
 use super::fds::Signals;
 use super::remote::{Content, Sandbox};
 use super::run::{begun, status_of, Wanted};
@@ -157,10 +158,10 @@ fn folder(sandbox: &Sandbox, source: &Path, target: &str, sum: &mut Sum) -> Resu
     let words = ["sh", "-c", UNPACK, "sh", target].map(str::to_owned);
     let talk = begun(sandbox, &Wanted { command: &words, ..Wanted::default() })?;
     let (reader, writer) = io::pipe()?;
-    let signals = Signals::take()?;
+    let (signals, aside) = (Signals::take()?, Aside::new()?);
     let source = source.to_owned();
     let packing = std::thread::spawn(move || pack(&source, writer));
-    let ends = Ends { stdin: Some(reader.as_raw_fd()), stdout: 2, stderr: 2 };
+    let ends = Ends { stdin: Some(reader.as_raw_fd()), stdout: aside.fd(), stderr: aside.fd() };
     let ended = talk.run(&ends, &signals, false);
     // Who packs hears that nobody reads any more.
     drop(reader);
@@ -173,7 +174,7 @@ fn folder(sandbox: &Sandbox, source: &Path, target: &str, sum: &mut Sum) -> Resu
         (End::Exited(127), _) => return Err(Failure::new("missing", "the sandbox has no tar, which takes folders")),
         (End::Told(_), _) => return Err(Failure::new("io", "interrupted: a part of it was copied")),
         (end, _) => {
-            let text = format!("{target}: tar in the sandbox did not take all of it ({end:?}): it says why above");
+            let text = format!("{target}: tar in the sandbox did not take all of it ({end:?}){}", aside.said());
             return Err(Failure::new("io", text));
         }
     }

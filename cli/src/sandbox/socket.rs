@@ -236,11 +236,17 @@ impl Socket {
 
     /// Waits for the next text, at most for `time`; what comes before it is handed over, too.
     pub fn text(&mut self, time: Duration, before: &mut dyn FnMut(Bytes)) -> io::Result<Option<Value>> {
-        let until = Instant::now() + time;
+        let (until, mut held) = (Instant::now() + time, 0);
         loop {
             match self.next()? {
                 Heard::Text(value) => return Ok(Some(value)),
-                Heard::Bytes(bytes) => before(bytes),
+                Heard::Bytes(bytes) => {
+                    held += bytes.len();
+                    if held > MESSAGE_MAX {
+                        return Err(io::Error::other("the server does not say what it sends"));
+                    }
+                    before(bytes);
+                }
                 Heard::End => return Ok(None),
                 Heard::Nothing => {
                     let left = until.saturating_duration_since(Instant::now());

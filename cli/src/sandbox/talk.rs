@@ -159,7 +159,7 @@ impl Talk {
                     }
                     Some(got) => {
                         let bytes = buffer.get(..got).unwrap_or_default();
-                        if let Some(at) = bytes.iter().position(|byte| keys && *byte == LEAVE) {
+                        if let Some(at) = bytes.iter().position(|byte| keys && self.running.tty && *byte == LEAVE) {
                             self.input(bytes.get(..at).unwrap_or_default())?;
                             return Ok(End::Left);
                         }
