@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Start with:\n  cairn serve --pool /var/lib/cairn --nbd unix:/run/cairn.sock\n  cairn --pool /var/lib/cairn volume create disk --size 100G\n\nExit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists or busy, 5 damaged, 6 no space."
+    after_help = "Start with:\n  cairn serve --pool /var/lib/cairn --nbd unix:/run/cairn.sock\n  cairn --pool /var/lib/cairn volume create disk --size 100G\n\nSandboxes, with CAIRN_URL and CAIRN_TOKEN or after cairn login:\n  cairn serve --pool /var/lib/cairn --api\n  cairn create web\n  cairn console -s web\n\nExit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 exists or busy, 5 damaged, 6 no space."
 )]
 pub struct Cli {
     /// The pool's folder

@@ -87,5 +87,6 @@ fn follow(remote: &Remote, prefix: &str, as_json: bool) -> Result<(), Failure> {
         }
         out.flush()?;
         Ok(true)
-    })
+    })?;
+    Err(Failure::new("io", format!("{} ended what it tells: it was stopped", remote.url.text)))
 }

@@ -150,7 +150,7 @@ pub fn put(
     let answer = sandbox.ask("PUT", &format!("/fs/write{words}"), Content::Bytes(&mut from));
     let done = from.done;
     progress.clear();
-    answer.map_err(|failure| failure.about(target)).map(|_| done)
+    answer.map(|_| done)
 }
 
 /// A folder, as an archive.
