@@ -328,6 +328,11 @@ fn a_private_authority_is_trusted_when_it_is_named() {
     let input: Vec<u8> = (0..5_000_000_u32).map(|i| (i / 3) as u8).collect();
     let out = fed(command, &input);
     assert!(out.status.success() && out.stdout == input, "{} bytes; {}", out.stdout.len(), said(&out));
+    // What was logged in with goes on to be trusted, for that server.
+    let mut command = fake.command(&["login", &format!("https://127.0.0.1:{}", fake.port), "--ca-file", "ca.pem"]);
+    command.stdin(Stdio::piped());
+    assert!(fed(command, format!("{TOKEN}\n").as_bytes()).status.success());
+    assert!(fake.command(&["list"]).output().expect("it runs").status.success());
     let out = run(&["list"], fake.url(), None);
     assert!(out.status.code() == Some(1) && said(&out).contains("https://"), "{}", said(&out));
 }

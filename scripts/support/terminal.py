@@ -74,6 +74,18 @@ class Terminal:
             pass
         return self.status
 
+    def gone(self, limit=30):
+        """Waits for the program's end without reading what it shows."""
+        deadline = time.monotonic() + limit
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+                return
+            if time.monotonic() > deadline:
+                raise Failed("the program does not end")
+            time.sleep(0.02)
+
     def close(self):
         """Ends the program if it still runs."""
         if self.status is None:

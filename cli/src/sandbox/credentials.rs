@@ -23,7 +23,16 @@ pub struct Credentials {
     pub current: Option<String>,
     /// By URL.
     #[serde(default)]
-    tokens: BTreeMap<String, String>,
+    servers: BTreeMap<String, Server>,
+}
+
+/// What is kept for a server.
+#[derive(Deserialize, Serialize)]
+struct Server {
+    token: String,
+    /// The authorities whose certificate it has, if they are not the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
 }
 
 /// Where the file is: below `XDG_CONFIG_HOME`, or `~/.config`.
@@ -53,13 +62,18 @@ impl Credentials {
 
     /// The token for a server.
     pub fn token(&self, url: &str) -> Option<&str> {
-        self.tokens.get(url).map(String::as_str)
+        self.servers.get(url).map(|server| server.token.as_str())
+    }
+
+    /// The file of authorities that it was logged in with.
+    pub fn ca_file(&self, url: &str) -> Option<&Path> {
+        self.servers.get(url)?.ca_file.as_deref()
     }
 
     /// Keeps a token, and makes its server the current one.
-    pub fn keep(&mut self, url: &str, token: &str) {
+    pub fn keep(&mut self, url: &str, token: &str, ca_file: Option<PathBuf>) {
         self.current = Some(url.to_owned());
-        self.tokens.insert(url.to_owned(), token.to_owned());
+        self.servers.insert(url.to_owned(), Server { token: token.to_owned(), ca_file });
     }
 
     /// Writes the file.
@@ -93,18 +107,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("config/cairn/credentials.json");
         let mut kept = Credentials::load(&path).unwrap_or_default();
-        kept.keep("https://a", "token-a");
-        kept.keep("http://b", "token-b");
+        kept.keep("https://a", "token-a", Some(PathBuf::from("/ca.pem")));
+        kept.keep("http://b", "token-b", None);
         assert!(kept.save(&path).is_ok());
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().expect("a folder")).expect("a folder").count(), 1);
         let again = Credentials::load(&path).unwrap_or_default();
         assert_eq!((again.current.as_deref(), again.token("https://a")), (Some("http://b"), Some("token-a")));
         assert_eq!(again.token("http://a"), None);
+        assert_eq!((again.ca_file("https://a"), again.ca_file("http://b")), (Some(Path::new("/ca.pem")), None));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("a mode");
         assert!(Credentials::load(&path).is_err_and(|e| e.message.contains("chmod 600")));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a mode");
-        fs::write(&path, "{\"tokens\": {\"u\": \"secret\"").expect("a file");
+        fs::write(&path, "{\"servers\": {\"u\": \"secret\"").expect("a file");
         assert!(Credentials::load(&path).is_err_and(|e| !e.message.contains("secret")));
     }
 }

@@ -1,13 +1,15 @@
 //! Descriptors: waiting for several, writing without waiting for ever, signals as something to read.
 //!
 //! Invariants
-//!   * no byte that was taken for writing is lost or written twice;
+//!   * no byte that was taken for writing is lost or written twice, and no write waits, but to a terminal that is not ours to open;
 //!   * a signal that is taken here does not end the process: whoever reads it decides.
 
 use std::collections::VecDeque;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 use tungstenite::Bytes;
 
 /// What can be written to a pipe at once when the kernel says that it takes something.
@@ -48,6 +50,9 @@ pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
 /// A descriptor that is written to, and what it has not taken yet.
 pub struct Outlet {
     fd: RawFd,
+    /// A terminal of which some room is left would still hold up a larger write: it is opened once more, for writes that do not wait.
+    /// Not changed itself, because the shell has it, too.
+    _own: Option<OwnedFd>,
     waiting: VecDeque<Bytes>,
     piece: usize,
 }
@@ -55,17 +60,23 @@ pub struct Outlet {
 impl Outlet {
     /// For a pipe, a terminal, a file or a socket.
     pub fn new(fd: RawFd) -> Self {
-        // SAFETY: the call fills plain memory that lives through it.
-        let is_file = unsafe {
+        // SAFETY: the calls fill plain memory that lives through them, and look at a descriptor.
+        let (is_file, is_terminal) = unsafe {
             let mut found: libc::stat = std::mem::zeroed();
-            libc::fstat(fd, &mut found) == 0 && found.st_mode & libc::S_IFMT == libc::S_IFREG
+            let is_file = libc::fstat(fd, &mut found) == 0 && found.st_mode & libc::S_IFMT == libc::S_IFREG;
+            (is_file, libc::isatty(fd) == 1)
         };
-        Self { fd, waiting: VecDeque::new(), piece: if is_file { FILE_PIECE } else { PIECE } }
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let own = || OpenOptions::new().write(true).custom_flags(flags).open(format!("/proc/self/fd/{fd}")).ok();
+        let own = is_terminal.then(own).flatten().map(OwnedFd::from);
+        let piece = if is_file || own.is_some() { FILE_PIECE } else { PIECE };
+        let fd = own.as_ref().map_or(fd, AsRawFd::as_raw_fd);
+        Self { fd, _own: own, waiting: VecDeque::new(), piece }
     }
 
     /// For a socket that does not wait.
     pub fn of_socket(fd: RawFd) -> Self {
-        Self { fd, waiting: VecDeque::new(), piece: FILE_PIECE }
+        Self { fd, _own: None, waiting: VecDeque::new(), piece: FILE_PIECE }
     }
 
     /// Takes bytes; whoever does not read on until `is_clear` keeps it small.
@@ -78,6 +89,18 @@ impl Outlet {
     /// Whether everything was written.
     pub fn is_clear(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Writes on for at most `time`.
+    pub fn go_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.is_clear() && Instant::now() < until {
+            if wait([self.wanted()], Some(until.saturating_duration_since(Instant::now()))).is_err()
+                || self.go().is_err()
+            {
+                return;
+            }
+        }
     }
 
     /// What to wait for before `go`.

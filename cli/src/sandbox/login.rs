@@ -101,7 +101,8 @@ pub fn login(url: Option<&str>, file: Option<&Path>, server: &Server, json: bool
     let remote = Remote::new(url.clone(), token.clone(), server.ca_file.as_deref())?;
     let answer = remote.ask("GET", "/v1/organization", Content::Nothing)?;
     let mut kept = Credentials::load(&path)?;
-    kept.keep(&url.text, &token);
+    let ca_file = server.ca_file.as_deref().filter(|_| url.tls).map(std::path::absolute).transpose()?;
+    kept.keep(&url.text, &token, ca_file);
     kept.save(&path)?;
     print(&json!({"url": url.text, "organization": answer["organization"]["slug"], "kept_in": path}), json, &[]);
     for key in ["CAIRN_TOKEN", "CAIRN_URL"] {

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::{header, Request, Response};
@@ -71,15 +71,18 @@ fn variable(key: &str) -> Option<String> {
     std::env::var(key).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
-/// The server and the token that the environment names, else those that were logged in with.
-fn who() -> Result<(Url, String), Failure> {
+/// The server, the token and the authorities that the environment names, else those that were logged in with.
+fn who(server: &Server) -> Result<(Url, String, Option<PathBuf>), Failure> {
     let (url, token) = (variable("CAIRN_URL"), variable("CAIRN_TOKEN"));
-    let kept = match (&token, place()) {
-        (None, Some(path)) => Credentials::load(&path)?,
-        _ => Credentials::default(),
+    let kept = match (&token, place().map(|path| Credentials::load(&path))) {
+        (_, None) => Credentials::default(),
+        (None, Some(kept)) => kept?,
+        // With all that is needed in the environment nothing that is kept keeps a command from working.
+        (Some(_), Some(kept)) => kept.unwrap_or_default(),
     };
     // A token of the environment is for the server of the environment, or the usual one: never for what was logged in to.
-    let url = Url::parse(url.as_deref().or(kept.current.as_deref()).unwrap_or(url::DEFAULT))?;
+    let current = kept.current.as_deref().filter(|_| token.is_none());
+    let url = Url::parse(url.as_deref().or(current).unwrap_or(url::DEFAULT))?;
     let token = token.or_else(|| kept.token(&url.text).map(str::to_owned));
     let token = token.ok_or_else(|| {
         let text = format!(
@@ -88,14 +91,15 @@ fn who() -> Result<(Url, String), Failure> {
         );
         Failure::new("denied", text)
     })?;
-    Ok((url, token))
+    let ca_file = server.ca_file.clone().or_else(|| kept.ca_file(&url.text).map(Path::to_owned));
+    Ok((url, token, ca_file))
 }
 
 impl Remote {
     /// The server that commands go to.
     pub fn found(server: &Server) -> Result<Self, Failure> {
-        let (url, token) = who()?;
-        Self::new(url, token, server.ca_file.as_deref())
+        let (url, token, ca_file) = who(server)?;
+        Self::new(url, token, ca_file.as_deref())
     }
 
     /// One that is known.

@@ -4,7 +4,7 @@
 //! whatever ends us.
 
 use super::args::{ExecArgs, SessionVerb};
-use super::fds::Signals;
+use super::fds::{Outlet, Signals};
 use super::ports::{forward_all, Voice};
 use super::push::{guest_path, put};
 use super::remote::{Content, Sandbox};
@@ -16,11 +16,12 @@ use crate::client::Failure;
 use crate::output::print;
 use serde_json::{json, Value};
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tungstenite::Bytes;
 use vmm_glue::Terminal;
 
 /// The best shell that the guest has, as a login would start it.
@@ -31,7 +32,9 @@ const FORWARD_AFTER: Duration = Duration::from_secs(1);
 /// How long a session may take to end by a signal.
 const KILL: &str = "10s";
 /// What a program in the guest may have turned on, and would leave on: the mouse, pasting in brackets, a hidden cursor, colours.
-const SOBER: &str = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[0m";
+const SOBER: &[u8] = b"\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?25h\x1b[0m\r\n";
+/// How long that may take.
+const SOBERING: Duration = Duration::from_millis(500);
 
 /// A command that is to be begun.
 #[derive(Default)]
@@ -84,14 +87,15 @@ fn carry(sandbox: Sandbox, talk: Talk, keys: bool, forward: Option<Duration>, js
     }
     let ended = talk.run(&Ends::own(), &signals, keys);
     let is_raw = terminal.is_some();
-    let is_over = matches!(ended, Ok(End::Exited(_)));
-    if is_raw && !is_over {
-        let _ = io::stdout().write_all(SOBER.as_bytes()).and_then(|()| io::stdout().flush());
-    }
     drop(terminal);
-    if is_raw && !is_over {
-        eprintln!();
+    if is_raw && !matches!(ended, Ok(End::Exited(_))) {
+        // A terminal that nobody reads may take none of it.
+        let mut screen = Outlet::new(1);
+        screen.put(Bytes::from_static(SOBER));
+        screen.go_for(SOBERING);
     }
+    // From here on who wants to end us can.
+    drop(signals);
     let code = match status_of(ended, &sandbox)? {
         End::Exited(code) => i32::from(code),
         End::Left => {
