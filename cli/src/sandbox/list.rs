@@ -7,6 +7,7 @@ use super::url::query;
 use crate::client::Failure;
 use serde_json::{json, Value};
 use std::io::{self, IsTerminal, Write};
+use vmm_glue::Terminal;
 
 /// Pages of a list: fifty names each.
 const PAGES_MAX: usize = 400;
@@ -58,6 +59,17 @@ pub fn list(server: &Server, prefix: &str, watch: bool, as_json: bool) -> Result
     Ok(())
 }
 
+/// As many lines as a screen has room for, so that its first is still there to be drawn over.
+fn fitting(mut all: Vec<String>, screen: u16) -> Vec<String> {
+    let room = usize::from(screen).saturating_sub(2).max(1);
+    let more = all.len().saturating_sub(room);
+    if more > 0 {
+        all.truncate(room);
+        all.push(format!("… and {more} more: use --prefix"));
+    }
+    all
+}
+
 /// Shows the list anew whenever something changes, or tells each change in a line, where there is no terminal to show it on.
 fn follow(remote: &Remote, prefix: &str, as_json: bool) -> Result<(), Failure> {
     let mut drawn = 0;
@@ -66,12 +78,13 @@ fn follow(remote: &Remote, prefix: &str, as_json: bool) -> Result<(), Failure> {
     remote.lines("GET", "/v1/sprites", Content::Nothing, &mut |line| {
         let mut out = io::stdout().lock();
         if is_screen {
-            let now = lines(&rows(&all(remote, prefix)?), &COLUMNS, colours());
+            let now = fitting(lines(&rows(&all(remote, prefix)?), &COLUMNS, colours()), Terminal::size().rows);
             if now != shown {
-                // Up to where the list began, and over it: a screen that is not cleared does not flicker.
+                // Up to where the list began, and over it: a screen that is not cleared does not flicker. A line that is too
+                // long is cut by the terminal: it would take two.
                 let up = if drawn > 0 { format!("\x1b[{drawn}A\r") } else { String::new() };
                 let text: String = now.iter().map(|line| format!("{line}\x1b[K\n")).collect();
-                out.write_all(format!("{up}{text}\x1b[J").as_bytes())?;
+                out.write_all(format!("{up}\x1b[?7l{text}\x1b[?7h\x1b[J").as_bytes())?;
                 (drawn, shown) = (now.len(), now);
             }
         } else if let Some(name) = line["name"].as_str().filter(|name| name.starts_with(prefix)) {
@@ -89,4 +102,18 @@ fn follow(remote: &Remote, prefix: &str, as_json: bool) -> Result<(), Failure> {
         Ok(true)
     })?;
     Err(Failure::new("io", format!("{} ended what it tells: it was stopped", remote.url.text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitting;
+
+    #[test]
+    fn a_list_fits_the_screen() {
+        let all: Vec<String> = (0..30).map(|i| i.to_string()).collect();
+        assert_eq!(fitting(all.clone(), 40).len(), 30);
+        let some = fitting(all.clone(), 24);
+        assert_eq!((some.len(), some.last().map(String::as_str)), (23, Some("… and 8 more: use --prefix")));
+        assert_eq!(fitting(all, 0).len(), 2);
+    }
 }
