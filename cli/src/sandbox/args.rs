@@ -114,7 +114,7 @@ pub enum SandboxVerb {
     #[command(
         after_help = "Examples:\n  cairn api GET /v1/sprites\n  cairn api POST /v1/sprites/web/exec -d '{\"command\": \"uname\"}'\n\nAn answer that is a refusal is printed, too, and the exit code tells its kind."
     )]
-    Api(ApiArgs),
+    Api(RequestArgs),
 }
 
 /// What a sandbox is made from, and how.
@@ -231,7 +231,7 @@ pub enum FileVerb {
 
 /// A request as it is.
 #[derive(Args)]
-pub struct ApiArgs {
+pub struct RequestArgs {
     /// GET, POST, PUT, DELETE
     pub method: String,
     /// The path, with its query: /v1/sprites

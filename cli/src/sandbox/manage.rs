@@ -1,6 +1,6 @@
 //! Making, choosing, looking at and ending sandboxes; requests as they are.
 
-use super::args::{ApiArgs, CreateArgs, Server};
+use super::args::{CreateArgs, RequestArgs, Server};
 use super::chosen::{self, is_name, sandbox};
 use super::remote::{kind_of, Content, Remote, Sandbox};
 use crate::args::parse_size;
@@ -125,7 +125,7 @@ pub fn destroy(name: &str, force: bool, server: &Server, json: bool) -> Result<(
 }
 
 /// `api`.
-pub fn api(args: &ApiArgs) -> Result<(), Failure> {
+pub fn api(args: &RequestArgs) -> Result<(), Failure> {
     let remote = Remote::found(&args.server)?;
     let method = args.method.to_ascii_uppercase();
     let path = format!("/{}", args.path.trim_start_matches('/'));
