@@ -557,7 +557,7 @@ mod tests {
         let flags = command.get_arguments().filter(|a| !a.is_hide_set());
         let flags = flags.filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
         out.push((words.to_owned(), flags, !command.has_subcommands()));
-        for sub in command.get_subcommands() {
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
             walk(sub, &format!("{words} {}", sub.get_name()), out);
         }
     }
