@@ -88,7 +88,7 @@ pub enum VmVerb {
         /// Memory of a new machine
         #[arg(long, default_value = "256M", value_name = "SIZE")]
         memory: String,
-        /// Size of a new machine's disk; the image's without it
+        /// Size of a new machine's disk (default: what the image says; 100G, sparse, for debian-12)
         #[arg(long, value_name = "SIZE")]
         disk: Option<String>,
         /// How a new machine reaches its disk: vhost-user, or nbd
@@ -97,7 +97,7 @@ pub enum VmVerb {
     },
     /// Run a command in a machine: its output, its standard input, its exit status
     #[command(
-        after_help = "Examples:\n  cairn vm exec web -- uname -a\n  tar c src | cairn vm exec web -- tar x -C /root\n  cairn vm exec -t web -- sh\n\nExit status: the command's; 128 and a signal's number; 126 or 127 if it could not be started; 1 if the machine ended."
+        after_help = "Examples:\n  cairn vm exec web -- uname -a\n  tar c src | cairn vm exec web -- tar x -C /root\n  cairn vm exec -t web -- sh\n  cairn vm exec --user root web -- apt-get update\n\nExit status: the command's; 128 and a signal's number; 126 or 127 if it could not be started; 1 if the machine ended."
     )]
     Exec {
         /// With a terminal
@@ -109,6 +109,9 @@ pub enum VmVerb {
         /// The folder to begin in
         #[arg(long, value_name = "DIR", default_value = "")]
         cwd: String,
+        /// Who it runs as, in that user's home: a user of the guest (default: who the image says, or root)
+        #[arg(short, long)]
+        user: Option<String>,
         /// The machine
         name: String,
         /// The command and its arguments
@@ -117,6 +120,9 @@ pub enum VmVerb {
     },
     /// A shell in a machine, with a terminal
     Console {
+        /// Who it runs as: a user of the guest (default: who the image says, or root)
+        #[arg(short, long)]
+        user: Option<String>,
         /// The machine
         name: String,
     },
@@ -200,34 +206,56 @@ pub enum VmVerb {
 /// On images.
 #[derive(Subcommand)]
 pub enum ImageVerb {
-    /// Build an image
+    /// Build an image: a small one, a developer's Debian, or what a recipe of your own says
     #[command(
-        after_help = "Example:\n  cairn image build tiny    busybox and Debian's kernel: boots in seconds\n\nNeeds apt, dpkg, mke2fs and busybox-static, and a network for the kernel's package. Nothing is installed or mounted."
+        after_help = "Examples:\n  cairn image build tiny          busybox and Debian's kernel: boots in seconds\n  cairn image build debian-12     Python, Node.js, git, compilers, an editor, and sudo for the user sprite\n  cairn image recipe debian-12 >my.toml\n  cairn image build --recipe my.toml\n\nA recipe names packages, files, commands, a user and the size of disks; docs/IMAGES.md explains it. Packages come from where this machine's apt has them, or from deb.debian.org. tiny needs apt, dpkg, mke2fs and busybox-static, a recipe mmdebstrap and e2fsprogs. No root is needed where users may have namespaces; nothing is mounted or installed here. A build takes some gigabytes below TMPDIR (or /tmp)."
     )]
     Build {
-        /// Which one
-        #[arg(value_parser = ["tiny"])]
-        name: String,
+        /// tiny or debian-12; with --recipe another name for the image than the recipe's
+        #[arg(required_unless_present = "recipe")]
+        name: Option<String>,
+        /// Build what this file says
+        #[arg(long, value_name = "FILE")]
+        recipe: Option<PathBuf>,
+        /// Although the image is there from the same recipe: with the packages that Debian has now
+        #[arg(long)]
+        again: bool,
         /// The agent to put in (default: cairn-agent beside this command, or in ../lib/cairn)
         #[arg(long, value_name = "FILE", env = "CAIRN_AGENT")]
         agent: Option<PathBuf>,
     },
-    /// Make an image from a raw disk, a kernel and an initrd
+    /// Print a recipe, to be changed and built
+    #[command(after_help = "Example:\n  cairn image recipe debian-12 >my.toml")]
+    Recipe {
+        /// Which one
+        #[arg(value_parser = ["debian-12"])]
+        name: String,
+    },
+    /// Make an image from a disk, or from an archive of a root file system
     #[command(
-        after_help = "Example:\n  cairn image import mine disk.raw --kernel vmlinuz --initrd initrd\n\nThe disk is one root file system without partitions, with cairn-agent in it, started by its init. The initrd mounts /dev/vda. Other formats are converted first: qemu-img convert -O raw disk.qcow2 disk.raw"
+        after_help = "Examples:\n  cairn image import mine root.tar\n  cairn image import mine disk.raw --kernel vmlinuz --initrd initrd\n  cairn image import mine disk.qcow2 --kernel vmlinuz --initrd initrd\n\nAn archive (tar, also packed with gzip, xz or zstd) gets Cairn's kernel, init and agent; docker export makes one. A disk is one root file system without partitions, with cairn-agent in it, started by its init; the initrd mounts /dev/vda. A qcow2 file with a backing file is refused."
     )]
     Import {
         /// Name of the new image
         name: String,
-        /// The disk
+        /// The disk or archive
         file: PathBuf,
-        /// The kernel
-        #[arg(long, value_name = "FILE")]
-        kernel: PathBuf,
+        /// The kernel of a disk
+        #[arg(long, value_name = "FILE", requires = "initrd")]
+        kernel: Option<PathBuf>,
         /// Its first file system
-        #[arg(long, value_name = "FILE")]
-        initrd: PathBuf,
+        #[arg(long, value_name = "FILE", requires = "kernel")]
+        initrd: Option<PathBuf>,
+        /// The agent to put into what an archive has (default: as for build)
+        #[arg(long, value_name = "FILE", env = "CAIRN_AGENT")]
+        agent: Option<PathBuf>,
     },
     /// Images of the pool
     List,
+    /// Remove images with their volumes; machines that were made from them stay as they are
+    Rm {
+        /// The images
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
 }

@@ -13,6 +13,7 @@ mod client;
 mod export;
 mod files;
 mod guest_args;
+mod image;
 mod import;
 mod jail;
 mod link;
@@ -74,7 +75,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Verb::Man { folder } => man(folder),
         Verb::Serve(options) => serve::serve(cli, options),
         Verb::Vm(verb) => vm::vm(cli, verb),
-        Verb::Image(verb) => vm::image(cli, verb),
+        Verb::Image(verb) => image::image(cli, verb),
         Verb::Token(verb) => api::token(cli, verb),
         Verb::ApiServer { api, log_level, log_format } => {
             logging::start(*log_level, *log_format);

@@ -1,20 +1,19 @@
-//! `cairn vm`, `cairn image`, `cairn doctor`.
+//! `cairn vm`, `cairn doctor`.
 
 use crate::args::{parse_size, Cli};
 use crate::client::Failure;
-use crate::guest_args::{ImageVerb, VmVerb};
+use crate::guest_args::VmVerb;
 use crate::output::print;
 use crate::requests::pool_folder;
 use crate::vm_store::Daemon;
 use serde::Serialize;
 use serde_json::{json, Value};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use vmm_glue::{tail, Agent, Exec, ExecEnd, Machine, Machines, New, Terminal, Transport};
 
 const VM_COLUMNS: &[&str] = &["name", "state", "image", "cpus", "memory_bytes", "resident_bytes", "accel"];
-const IMAGE_COLUMNS: &[&str] = &["name", "volume", "checkpoint", "size_bytes", "kernel"];
 /// All that is kept of a console.
 const LOG_MAX: u64 = 2 << 20;
 /// How long a guest's agent may take to answer a command.
@@ -24,18 +23,18 @@ fn size(text: &str) -> Result<u64, Failure> {
     parse_size(text).ok_or_else(|| Failure::new("invalid", format!("{text:?} is not a size: use 20G, 512M or bytes")))
 }
 
-fn value(of: &impl Serialize) -> Value {
+pub(crate) fn value(of: &impl Serialize) -> Value {
     serde_json::to_value(of).unwrap_or_default()
 }
 
-fn with(mut answer: Value, more: Value) -> Value {
+pub(crate) fn with(mut answer: Value, more: Value) -> Value {
     if let (Some(fields), Value::Object(more)) = (answer.as_object_mut(), more) {
         fields.extend(more);
     }
     answer
 }
 
-fn ms(begin: Instant) -> Value {
+pub(crate) fn ms(begin: Instant) -> Value {
     json!((begin.elapsed().as_secs_f64() * 1e4).round() / 10.0)
 }
 
@@ -71,13 +70,14 @@ pub fn vm(cli: &Cli, verb: &VmVerb) -> Result<(), Failure> {
                 return Err(Failure::new("not_found", text));
             }
         },
-        VmVerb::Exec { tty, env, cwd, name, command } => {
+        VmVerb::Exec { tty, env, cwd, user, name, command } => {
             let exec = exec_of(command, env, cwd, *tty)?;
-            return exec_in(&machines.folder(name)?, exec);
+            return exec_in(&machines.folder(name)?, as_user(exec, user.as_deref(), &machines, name)?);
         }
-        VmVerb::Console { name } => {
-            let exec = exec_of(&["sh".to_owned(), "-l".to_owned()], &[], "", true)?;
-            return exec_in(&machines.folder(name)?, exec);
+        VmVerb::Console { user, name } => {
+            let shell = ["sh", "-c", "exec \"${SHELL:-sh}\" -l"].map(str::to_owned);
+            let exec = exec_of(&shell, &[], "", true)?;
+            return exec_in(&machines.folder(name)?, as_user(exec, user.as_deref(), &machines, name)?);
         }
         VmVerb::Checkpoint { name, comment, memory } => {
             let mut machine = machines.get(name)?;
@@ -151,6 +151,18 @@ fn exec_of(command: &[String], env: &[String], cwd: &str, tty: bool) -> Result<E
     })
 }
 
+/// As who is asked for, or as the machine's image says; the agent itself is root.
+fn as_user(exec: Exec, asked: Option<&str>, machines: &Machines, name: &str) -> Result<Exec, Failure> {
+    let user = match asked {
+        Some(user) => Some(user.to_owned()),
+        None => machines.user(name)?,
+    };
+    Ok(match user.filter(|user| user != "root") {
+        Some(user) => vmm_glue::run_as(exec, &user),
+        None => exec,
+    })
+}
+
 /// Runs a command in a machine; this process ends as the command does.
 fn exec_in(folder: &Path, exec: Exec) -> Result<(), Failure> {
     let agent = Agent::session(folder, AGENT)?;
@@ -169,47 +181,12 @@ fn exec_in(folder: &Path, exec: Exec) -> Result<(), Failure> {
     std::process::exit(i32::from(code));
 }
 
-/// Where the agent is, that goes into images.
-fn agent_file(given: Option<&PathBuf>) -> Result<PathBuf, Failure> {
-    let exe = std::env::current_exe()?;
-    let folder = exe.parent().unwrap_or(Path::new("."));
-    let places = [folder.join("cairn-agent"), folder.join("../lib/cairn/cairn-agent")];
-    let found = given.cloned().or_else(|| places.into_iter().find(|place| place.is_file()));
-    found.ok_or_else(|| {
-        Failure::new("not_found", "there is no cairn-agent beside this command: run make build, or give --agent FILE")
-    })
-}
-
-/// Carries out a command on images.
-pub fn image(cli: &Cli, verb: &ImageVerb) -> Result<(), Failure> {
-    let folder = pool_folder(cli)?;
-    let machines = machines(&folder)?;
-    let answer = match verb {
-        ImageVerb::Build { name: _, agent } => {
-            let agent = agent_file(agent.as_ref())?;
-            let begin = Instant::now();
-            let mut progress = |what: &str| {
-                if !cli.json {
-                    eprintln!("image: {what}");
-                }
-            };
-            let image = vmm_glue::build_tiny(&machines.images, &Daemon::of(&folder), &agent, &mut progress)?;
-            with(value(&image), json!({"build_ms": ms(begin)}))
-        }
-        ImageVerb::Import { name, file, kernel, initrd } => {
-            value(&vmm_glue::import(&machines.images, &Daemon::of(&folder), name, file, kernel, initrd)?)
-        }
-        ImageVerb::List => value(&machines.images.list()?),
-    };
-    print(&answer, cli.json, IMAGE_COLUMNS);
-    Ok(())
-}
-
 /// Tells how guests would be run here.
 pub fn doctor(cli: &Cli) -> Result<(), Failure> {
     let folder = pool_folder(cli)?;
     let found = machines(&folder)?.acceleration()?;
-    let programs = ["qemu-system-x86_64", "mke2fs", "dpkg-deb", "apt-get", "busybox"];
+    let programs =
+        ["qemu-system-x86_64", "mke2fs", "debugfs", "dpkg-deb", "apt-get", "busybox", "mmdebstrap", "qemu-img"];
     let path = std::env::var("PATH").unwrap_or_default();
     let has = |name: &&str| {
         path.split(':').chain(["/usr/sbin", "/sbin"]).any(|folder| Path::new(folder).join(name).is_file())

@@ -340,6 +340,13 @@ impl Agent {
     }
 }
 
+/// The same command as another user of the guest, in that user's home unless it says where. An agent from an image that has
+/// users knows how.
+pub fn run_as(exec: Exec, user: &str) -> Exec {
+    let words = [b"cairn-agent".to_vec(), b"as".to_vec(), user.as_bytes().to_vec(), exec.cwd];
+    Exec { argv: words.into_iter().chain(exec.argv).collect(), cwd: Vec::new(), ..exec }
+}
+
 fn not_running() -> Error {
     Error::new(Kind::Invalid, "the machine does not run: start it with cairn vm run NAME")
 }

@@ -27,11 +27,13 @@ mod terminal;
 mod vmm;
 
 pub use accel::{Accel, Probe};
-pub use agent::{Agent, Begun, ExecEnd, Port};
+pub use agent::{run_as, Agent, Begun, ExecEnd, Port};
 pub use console::tail;
 pub use disk::{Disk, Transport};
 pub use error::{Error, Kind, Result};
-pub use image::{build_tiny, import, Image, Images};
+pub use image::{
+    build, build_tiny, built_in_recipe, import, Image, Images, Import, Interruptible, Listener, Progress, Recipe,
+};
 pub use keeper::keep;
 pub use machine::{Cut, Ended, Machine, Machines, New, Status};
 pub use qemu::Qemu;

@@ -56,6 +56,7 @@ fn command(exec: &Exec) -> io::Result<Command> {
     let own = (program == OWN).then(std::env::current_exe).transpose()?;
     let mut command = Command::new(own.as_deref().map_or(program, |path| path.as_os_str()));
     command.args(words).env_clear().env("PATH", PATH).env("HOME", "/root").env("USER", "root");
+    command.env("LANG", "C.UTF-8");
     if exec.tty.is_some() {
         command.env("TERM", "xterm-256color");
     }

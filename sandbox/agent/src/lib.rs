@@ -22,16 +22,22 @@ mod verbs;
 pub use ports::run;
 pub use session::serve;
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// What the binary is called as decides what it is: `sprite-env`, or with words behind its name a verb of the host's.
-/// `None` when it is the agent itself.
-pub fn other_than_agent(name: &OsStr, args: &[String]) -> Option<ExitCode> {
+/// `None` when it is the agent itself. `words` begin with the name.
+pub fn other_than_agent(words: &[OsString]) -> Option<ExitCode> {
+    let (name, args) = words.split_first()?;
+    // Whom a command's words are for takes them as they are.
+    if let Some(status) = verbs::run_as(args) {
+        return Some(status);
+    }
+    let args: Vec<String> = args.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     match Path::new(name).file_name() {
-        Some(name) if name == place::COMMAND => Some(sprite_env::run(args)),
+        Some(name) if name == place::COMMAND => Some(sprite_env::run(&args)),
         _ if args.is_empty() => None,
-        _ => Some(verbs::carry_out(args)),
+        _ => Some(verbs::carry_out(&args)),
     }
 }

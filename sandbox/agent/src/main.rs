@@ -4,10 +4,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut words = std::env::args_os();
-    let name = words.next().unwrap_or_default();
-    let args: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    if let Some(status) = cairn_agent::other_than_agent(&name, &args) {
+    let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Some(status) = cairn_agent::other_than_agent(&words) {
         return status;
     }
     match cairn_agent::run() {

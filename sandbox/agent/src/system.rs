@@ -36,7 +36,8 @@ pub(crate) fn sync() {
 /// Asks the guest's init to end everything.
 pub(crate) fn power_off() -> io::Result<()> {
     let mut command = Command::new("poweroff");
-    command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").stdin(Stdio::null());
+    // That of our init, before one that a package has brought.
+    command.env("PATH", "/usr/lib/cairn:/usr/sbin:/sbin:/usr/bin:/bin").stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(drop)
 }
 

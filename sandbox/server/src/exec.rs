@@ -29,6 +29,10 @@ impl App {
         exec.env = own.chain(exec.env).collect();
         let machine = sandbox.machine.clone();
         let begun = self.blocking(move |app| {
+            let exec = match app.machines.user(&machine)? {
+                Some(user) => vmm_glue::run_as(exec, &user),
+                None => exec,
+            };
             let begun = Agent::session(&folder, AGENT).and_then(|agent| agent.begin(exec));
             begun.map_err(|e| match app.machines.status(&machine) {
                 Ok(status) if status.state == "running" => e,

@@ -1,9 +1,23 @@
 //! Images: what machines start from. A volume with one checkpoint, and a kernel and initrd beside it.
 
+mod apt;
+mod build;
 mod cpio;
+mod debian;
+mod ext4;
+mod import;
+mod kernel;
+mod publish;
+mod recipe;
 mod tiny;
+mod tools;
+mod tree;
 
+pub use build::build;
+pub use import::{import, Import};
+pub use recipe::{built_in as built_in_recipe, Recipe};
 pub use tiny::build_tiny;
+pub use tools::{Interruptible, Listener, Progress};
 
 use crate::files::{check_name, read_json, write_json};
 use crate::{Error, Kind, Result, Store};
@@ -15,7 +29,7 @@ use std::path::{Path, PathBuf};
 const RECORD: &str = "image.json";
 
 /// An image of a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its name.
     pub name: String,
@@ -27,6 +41,18 @@ pub struct Image {
     pub size_bytes: u64,
     /// What its kernel is.
     pub kernel: String,
+    /// Size of a new machine's disk, unless its maker says otherwise; the image's own if `None`.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
+    /// Who commands run as, unless somebody says otherwise; root if `None`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// What it was built from: recipe, agent and this program, but not the packages.
+    #[serde(default)]
+    pub recipe: Option<String>,
+    /// What its disk holds: two builds with the same one made the same bytes.
+    #[serde(default)]
+    pub content: Option<String>,
 }
 
 /// The images of one pool.
@@ -81,6 +107,22 @@ impl Images {
         names.iter().filter(|name| self.folder(name).join(RECORD).exists()).map(|name| self.get(name)).collect()
     }
 
+    /// Removes an image with its volume. Machines that were made from it stay as they are.
+    ///
+    /// # Errors
+    /// There is none of this name, it is being made, or its volume cannot be deleted.
+    pub fn remove(&self, store: &dyn Store, name: &str) -> Result<()> {
+        let image = self.get(name)?;
+        let _lock = publish::hold(self, name)?;
+        if store.has(&image.volume)? {
+            store.delete(&image.volume)?;
+        }
+        // The record goes first: what is left without it is no image.
+        let (folder, record) = (self.folder(name), self.folder(name).join(RECORD));
+        fs::remove_file(&record).map_err(Error::of_file(&record))?;
+        fs::remove_dir_all(&folder).map_err(Error::of_file(&folder))
+    }
+
     pub(crate) fn put(&self, image: &Image) -> Result<()> {
         write_json(&self.folder(&image.name).join(RECORD), image)
     }
@@ -98,34 +140,4 @@ fn replace(path: &Path, data: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
     put(&new, 0o600, data)?;
     fs::rename(&new, path).map_err(Error::of_file(path))
-}
-
-/// Makes an image from a raw disk whose root file system is on the whole of it, with a kernel and an initrd that
-/// mounts `/dev/vda`. The agent has to be in it, and to be started by its init.
-///
-/// # Errors
-/// There is an image of this name, a file cannot be read, or the disk is of another format.
-pub fn import(
-    images: &Images,
-    store: &dyn Store,
-    name: &str,
-    disk: &Path,
-    kernel: &Path,
-    initrd: &Path,
-) -> Result<Image> {
-    check_name(name)?;
-    if images.get(name).is_ok() {
-        return Err(Error::new(Kind::Exists, format!("there is an image {name:?} already: choose another name")));
-    }
-    let read = |path: &Path| fs::read(path).map_err(Error::of_file(path));
-    let (kernel_bytes, initrd_bytes) = (read(kernel)?, read(initrd)?);
-    let volume = format!("image-{name}");
-    let size_bytes = store.import(disk, &volume)?;
-    let checkpoint = store.checkpoint(&volume, "the image as it was imported")?;
-    replace(&images.kernel(name), &kernel_bytes)?;
-    replace(&images.initrd(name), &initrd_bytes)?;
-    let kernel = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let image = Image { name: name.to_owned(), volume, checkpoint, size_bytes, kernel };
-    images.put(&image)?;
-    Ok(image)
 }

@@ -79,12 +79,13 @@ impl Machines {
             cpus: new.cpus,
             memory_mib,
             transport: new.transport,
+            user: image.user.clone(),
             accel: None,
             asleep_at: None,
         };
         let (kernel, initrd) = (self.images.kernel(&image.name), self.images.initrd(&image.name));
         let machine = self.create(record, &kernel, &initrd)?;
-        machine.fill(store, &format!("{}@{}", image.volume, image.checkpoint), new.disk)?;
+        machine.fill(store, &format!("{}@{}", image.volume, image.checkpoint), new.disk.or(image.disk_bytes))?;
         Ok(machine)
     }
 }

@@ -62,6 +62,9 @@ pub(crate) struct Record {
     /// How its disk is reached. It stays so: saved memory fits no other device.
     #[serde(default)]
     pub(crate) transport: Transport,
+    /// Who commands run as, unless somebody says otherwise; root if `None`.
+    #[serde(default)]
+    pub(crate) user: Option<String>,
     /// What it was started with last.
     pub(crate) accel: Option<Accel>,
     /// The checkpoint beside which its memory was saved, while it sleeps.
@@ -154,6 +157,15 @@ impl Machines {
     /// Whether there is a machine of this name.
     pub fn has(&self, name: &str) -> bool {
         self.folder(name).is_ok()
+    }
+
+    /// Who commands in a machine run as when nobody says otherwise; root if `None`.
+    ///
+    /// # Errors
+    /// There is none of this name, or its record is damaged.
+    pub fn user(&self, name: &str) -> Result<Option<String>> {
+        let record: Record = read_json(&self.folder(name)?.join(RECORD))?;
+        Ok(record.user)
     }
 
     /// How a machine is.

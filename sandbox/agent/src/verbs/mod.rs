@@ -1,10 +1,11 @@
 //! What the host has done in the guest by running the agent as a command: `cairn-agent fs …`, `proxy`,
-//! `ports`, `watch`, `relay`.
+//! `ports`, `watch`, `relay`, `as`.
 //!
 //! Such a command is a process like any other: it has the rights of whoever it was started as, its output is taken as
 //! fast as the host takes it, and it ends with its connection. Answers are JSON on standard output, an error is
 //! one line of JSON on standard error and exit status 1.
 
+mod account;
 mod entry;
 mod fs;
 mod ports;
@@ -77,6 +78,14 @@ pub(crate) fn carry_out(args: &[String]) -> ExitCode {
             let _ = writeln!(io::stderr(), "{}", json!({"code": code, "error": message, "path": failure.path}));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Becomes a user of the guest and then a command, if the words behind the program's name ask for that.
+pub fn run_as(args: &[std::ffi::OsString]) -> Option<ExitCode> {
+    match args {
+        [verb, rest @ ..] if verb == "as" => Some(account::run_as(rest)),
+        _ => None,
     }
 }
 
