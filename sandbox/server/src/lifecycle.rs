@@ -18,7 +18,7 @@ use vmm_glue::{Kind, Machines, New, Status, Transport};
 
 /// What a sandbox is made of when its creator does not say.
 const CPUS: u32 = 1;
-const MEMORY_MIB: u64 = 256;
+const MEMORY_MIB: u64 = 512;
 /// Processes that look into checkpoints at a time, each with memory of its own.
 const INSPECTIONS: usize = 4;
 /// Machines of sandboxes are called so, with a random number behind it.

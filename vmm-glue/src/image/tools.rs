@@ -103,8 +103,21 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
+        remove(&self.path);
     }
+}
+
+fn remove(path: &Path) {
+    if fs::remove_dir_all(path).is_ok() || is_root() {
+        return;
+    }
+    // What mmdebstrap left when it was ended belongs to a user of its namespaces, and it alone gets there again.
+    for left in fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let mut helper = Command::new("mmdebstrap");
+        helper.args(["--unshare-helper", "find"]).arg(left).args(["-mindepth", "1", "-delete"]);
+        let _ = helper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+    let _ = fs::remove_dir_all(path);
 }
 
 /// Removes folders of ours whose makers were killed.
@@ -117,7 +130,7 @@ fn remove_left(parent: &Path) {
         // One that has no lock yet is just being made.
         if is_ours && path.join("lock").is_file() {
             if let Ok(Some(_lock)) = Lock::take(&path.join("lock"), Duration::ZERO) {
-                let _ = fs::remove_dir_all(&path);
+                remove(&path);
             }
         }
     }
