@@ -64,10 +64,19 @@ pub(super) fn install(recipe: &Recipe, work: &Path, progress: &mut Listener) -> 
     tool.feed(&mut listen, |out| tree.read(out))?;
     let boot = boot(&tree)?;
     tree.remove(BUILD);
-    tree.put("etc/hostname", 0o644, format!("{}\n", recipe.host_name()).as_bytes())?;
-    tree.put("etc/hosts", 0o644, hosts(recipe.host_name()).as_bytes())?;
-    tree.put("etc/resolv.conf", 0o644, b"")?;
-    tree.put("etc/apt/sources.list", 0o644, (sources.image.join("\n") + "\n").as_bytes())?;
+    let list = sources.image.join("\n") + "\n";
+    let (name, hosts) = (format!("{}\n", recipe.host_name()), hosts(recipe.host_name()));
+    // What the build has of this machine is not in the image; what the recipe says of them is.
+    for (path, text) in [
+        ("etc/hostname", name.as_str()),
+        ("etc/hosts", &hosts),
+        ("etc/resolv.conf", ""),
+        ("etc/apt/sources.list", &list),
+    ] {
+        if !recipe.files().iter().any(|extra| extra.path.strip_prefix('/') == Some(path)) {
+            tree.put(path, 0o644, text.as_bytes())?;
+        }
+    }
     Ok((tree, boot))
 }
 
