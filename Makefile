@@ -7,7 +7,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/cairn/target
 help: ## These lines.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## A guest loses its disk, then its host, and gets the disk back: the main job, end to end (sets up first).
+demo: ## A guest loses its disk, then its host, and gets the disk back; a sandbox is wrecked and restored (sets up first).
 	@scripts/setup demo
 	@scripts/demo
 
