@@ -183,6 +183,9 @@ pub enum Verb {
 /// Options of the daemon.
 #[derive(Args)]
 pub struct ServeArgs {
+    /// A file in TOML that says what these flags say: nbd = ["unix:/run/cairn.sock"]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Serve NBD here: unix:PATH or tcp:HOST:PORT (beyond loopback only with TLS); may be repeated
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<String>,

@@ -10,6 +10,7 @@ mod args;
 mod beside;
 mod bucket;
 mod client;
+mod config;
 mod export;
 mod files;
 mod guest_args;
@@ -43,9 +44,21 @@ fn main() -> ExitCode {
         }
         Err(e) => e.exit(),
     };
-    match run(&cli) {
+    let json = cli.json;
+    match configured(cli).and_then(|cli| run(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => fail(&failure, cli.json),
+        Err(failure) => fail(&failure, json),
+    }
+}
+
+/// With what a file adds, if one was named.
+fn configured(cli: Cli) -> Result<Cli, Failure> {
+    match &cli.verb {
+        Verb::Serve(args) => match &args.config {
+            Some(path) => config::merged(std::env::args_os().collect(), path),
+            None => Ok(cli),
+        },
+        _ => Ok(cli),
     }
 }
 
