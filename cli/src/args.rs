@@ -7,7 +7,7 @@ use crate::sandbox::args::{At, SandboxVerb};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// Checkpointing volumes for virtual machines, served over NBD.
+/// Checkpointing volumes for virtual machines, and sandboxes on them.
 #[derive(Parser)]
 #[command(
     version,
@@ -206,11 +206,18 @@ pub struct ServeArgs {
     /// Memory for map pages: 1M to 1T
     #[arg(long, default_value = "256M", value_name = "SIZE")]
     pub map_cache: String,
-    /// How much to log, on standard error
-    #[arg(long, value_enum, default_value = "info", env = "CAIRN_LOG", value_name = "LEVEL")]
+    /// How much to log, on standard error: error, warn, info (start and end, clients, changes), debug
+    #[arg(
+        long,
+        value_enum,
+        hide_possible_values = true,
+        default_value = "info",
+        env = "CAIRN_LOG",
+        value_name = "LEVEL"
+    )]
     pub log_level: LogLevel,
-    /// Form of the log
-    #[arg(long, value_enum, default_value = "text", value_name = "FORM")]
+    /// Form of the log: text or json
+    #[arg(long, value_enum, hide_possible_values = true, default_value = "text", value_name = "FORM")]
     pub log_format: LogFormat,
     #[command(flatten)]
     pub object: ObjectArgs,
