@@ -4,6 +4,7 @@
 //!   * a client that goes away, or reads nothing for `PATIENCE`, ends its process;
 //!   * no more of an answer is kept than `ANSWER_MAX`.
 
+use crate::caller::Caller;
 use crate::error::{ApiError, ApiResult};
 use crate::lifecycle::App;
 use axum::body::{Body, Bytes};
@@ -97,10 +98,13 @@ impl Inspection {
         ApiError::new(status, text.unwrap_or_else(|| format!("looking into the checkpoint failed: {how}")))
     }
 
-    /// What comes behind the first line, as a body.
-    pub fn body(self) -> Body {
+    /// What comes behind the first line, as a body; `caller` counts as busy until it is sent.
+    pub fn body(self, caller: Caller) -> Body {
         let (to, pieces) = mpsc::channel(PIECES);
-        tokio::spawn(self.send(to));
+        tokio::spawn(async move {
+            let _caller = caller;
+            self.send(to).await;
+        });
         Body::from_stream(ReceiverStream::new(pieces))
     }
 

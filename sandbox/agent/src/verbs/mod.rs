@@ -95,3 +95,16 @@ pub(crate) fn tell(value: &serde_json::Value) -> Result<(), Failure> {
     writeln!(out, "{value}")?;
     Ok(out.flush()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writing over a program that runs was told as a failure of the disk.
+    #[test]
+    fn what_is_the_callers_doing_is_no_failure_of_the_disk() {
+        let code = |number: i32| Failure::from(io::Error::from_raw_os_error(number)).code();
+        assert_eq!((code(libc::ETXTBSY), code(libc::EBUSY), code(libc::EROFS)), ("EBUSY", "EBUSY", "EPERM"));
+        assert_eq!((code(libc::EXDEV), code(libc::ENOENT), code(libc::EIO)), ("EINVAL", "ENOENT", "EIO"));
+    }
+}

@@ -177,7 +177,11 @@ pub async fn read(
     let (entry, rest) = first_line(&mut begun).await?;
     let size = entry["size"].as_u64().unwrap_or_default();
     let (to, pieces) = mpsc::channel::<Result<Bytes, std::io::Error>>(PIECES);
-    tokio::spawn(stream(begun, rest, to));
+    // Counted as open as long as it is sent.
+    tokio::spawn(async move {
+        let _caller = caller;
+        stream(begun, rest, to).await;
+    });
     let body = Body::from_stream(ReceiverStream::new(pieces));
     let kind = (header::CONTENT_TYPE, "application/octet-stream".to_owned());
     Ok(match part {

@@ -63,10 +63,10 @@ pub async fn read(
     let size = begun.line().await?["size"].as_u64().unwrap_or_default();
     let kind = (header::CONTENT_TYPE, "application/octet-stream".to_owned());
     Ok(match part {
-        None => ([kind, (header::CONTENT_LENGTH, size.to_string())], begun.body()).into_response(),
+        None => ([kind, (header::CONTENT_LENGTH, size.to_string())], begun.body(caller)).into_response(),
         Some((from, len)) => {
             let range = (header::CONTENT_RANGE, format!("bytes {from}-{}/{size}", from + len - 1));
-            (StatusCode::PARTIAL_CONTENT, [kind, range], begun.body()).into_response()
+            (StatusCode::PARTIAL_CONTENT, [kind, range], begun.body(caller)).into_response()
         }
     })
 }
