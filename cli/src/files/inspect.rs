@@ -19,8 +19,12 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Entries of one list; a longer one is cut, and says so.
+/// Entries of one list, and bytes of their names and paths; a longer one is cut, and says so. A folder that is in itself has
+/// paths of any length, and its names are held once for each of its depths.
 const ENTRIES_MAX: usize = 100_000;
+const TEXT_MAX: usize = 32 << 20;
+/// What a name costs beside its bytes.
+const NAME_COST: usize = 64;
 /// Seconds of a processor that one look may take.
 const CPU_S: u64 = 60;
 
@@ -112,9 +116,11 @@ fn list(contents: &Contents, path: &str, recursive: bool) -> Result<(), Value> {
     let Place { tree, inode } = find(contents, path.as_bytes()).map_err(|e| of_tree(&e, path))?;
     let is = tree.attributes(inode).map_err(|e| of_tree(&e, path))?;
     let (mut entries, mut whole) = (Vec::new(), true);
+    let mut room = TEXT_MAX;
     if is.kind == FileKind::Directory {
         let depth = if recursive { TREE_DEPTH_MAX } else { 1 };
-        whole = walk(&*tree, inode, path.trim_end_matches('/'), depth, &mut entries).map_err(|e| of_tree(&e, path))?;
+        whole = walk(&*tree, inode, path.trim_end_matches('/'), depth, &mut entries, &mut room)
+            .map_err(|e| of_tree(&e, path))?;
     } else {
         entries.push(entry(path, &is));
     }
@@ -122,27 +128,40 @@ fn list(contents: &Contents, path: &str, recursive: bool) -> Result<(), Value> {
     Ok(())
 }
 
-/// Adds what is in a folder, each folder before what is in it; whether that was all.
-fn walk(tree: &dyn Tree, folder: u64, path: &str, depth: usize, out: &mut Vec<Value>) -> Result<bool, TreeError> {
-    let (mut names, room) = (Vec::new(), ENTRIES_MAX - out.len());
+/// Adds what is in a folder, each folder before what is in it, while there is `room` for text; whether that was all.
+fn walk(
+    tree: &dyn Tree,
+    folder: u64,
+    path: &str,
+    depth: usize,
+    out: &mut Vec<Value>,
+    room: &mut usize,
+) -> Result<bool, TreeError> {
+    let (mut names, mut whole) = (Vec::new(), true);
     tree.entries(folder, 0, &mut |entry| {
-        names.push((entry.name, entry.inode));
-        names.len() <= room
+        let left = room.checked_sub(entry.name.len() + NAME_COST);
+        whole = left.is_some() && out.len() + names.len() < ENTRIES_MAX;
+        if let Some(left) = left.filter(|_| whole) {
+            *room = left;
+            names.push((entry.name, entry.inode));
+        }
+        whole
     })?;
     names.sort();
     for (name, inode) in names {
-        if out.len() == ENTRIES_MAX {
+        let path = format!("{path}/{}", String::from_utf8_lossy(&name));
+        if out.len() == ENTRIES_MAX || *room < path.len() {
             return Ok(false);
         }
-        let path = format!("{path}/{}", String::from_utf8_lossy(&name));
+        *room -= path.len();
         let is = tree.attributes(inode)?;
         let is_folder = is.kind == FileKind::Directory;
         out.push(entry(&path, &is));
-        if is_folder && depth > 1 && !walk(tree, inode, &path, depth - 1, out)? {
+        if is_folder && depth > 1 && !walk(tree, inode, &path, depth - 1, out, room)? {
             return Ok(false);
         }
     }
-    Ok(true)
+    Ok(whole)
 }
 
 fn read(contents: &Contents, path: &str, from: u64, len: u64) -> Result<(), Value> {
@@ -188,4 +207,97 @@ fn diff(link: &Arc<Link>, volume: &str, from: &str, to: &str) -> Result<(), Fail
     let bytes = &answer["changed_bytes"];
     tell(&json!({"changed_bytes": bytes, "complete": answer["complete"], "files": told(&files)}));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fs_inspect::{Entry, Extent, Inode, Time};
+    use std::ops::Range;
+
+    /// A folder that is in itself, under so many names of 255 bytes.
+    struct Looped(u64);
+
+    impl Tree for Looped {
+        fn root(&self) -> Inode {
+            2
+        }
+
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+
+        fn attributes(&self, _: Inode) -> Result<Attributes, TreeError> {
+            let time = Time::default();
+            Ok(Attributes {
+                kind: FileKind::Directory,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                links: 2,
+                size: 4096,
+                sectors: 8,
+                accessed: time,
+                modified: time,
+                changed: time,
+                created: None,
+                device: (0, 0),
+                generation: 0,
+            })
+        }
+
+        fn lookup(&self, _: Inode, _: &[u8]) -> Result<Inode, TreeError> {
+            Ok(2)
+        }
+
+        fn entries(&self, _: Inode, _: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), TreeError> {
+            let entry = |n: u64| Entry { name: format!("{n:0255}").into_bytes(), inode: 2, kind: None, next: n + 1 };
+            let _ = (0..self.0).map(entry).all(each);
+            Ok(())
+        }
+
+        fn parent(&self, _: Inode) -> Result<Inode, TreeError> {
+            Ok(2)
+        }
+
+        fn read(&self, _: Inode, _: u64, _: &mut [u8]) -> Result<usize, TreeError> {
+            Err(TreeError::WrongKind)
+        }
+
+        fn extent(&self, _: Inode, _: u64) -> Result<Extent, TreeError> {
+            Err(TreeError::WrongKind)
+        }
+
+        fn link_target(&self, _: Inode) -> Result<Vec<u8>, TreeError> {
+            Err(TreeError::WrongKind)
+        }
+
+        fn xattr_names(&self, _: Inode) -> Result<Vec<Vec<u8>>, TreeError> {
+            Ok(Vec::new())
+        }
+
+        fn xattr(&self, _: Inode, _: &[u8]) -> Result<Vec<u8>, TreeError> {
+            Err(TreeError::NotFound)
+        }
+
+        fn record(&self, _: Inode) -> Result<Range<u64>, TreeError> {
+            Ok(0..256)
+        }
+
+        fn overlaid(&self) -> Vec<Range<u64>> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_in_itself_makes_no_endless_list() {
+        for names in [1, 300, 90_000] {
+            let (mut entries, mut room) = (Vec::new(), TEXT_MAX);
+            let whole = walk(&Looped(names), 2, "", TREE_DEPTH_MAX, &mut entries, &mut room);
+            let bytes: usize = entries.iter().map(|entry| entry.to_string().len()).sum();
+            let whole = whole.expect("a tree that can be read");
+            assert!(!whole || names == 1, "{names} names");
+            assert!(bytes < 2 * TEXT_MAX, "{names} names: {bytes} bytes of {} entries", entries.len());
+        }
+    }
 }
