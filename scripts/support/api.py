@@ -72,5 +72,8 @@ def api(more=(), scheme="http", context=None):
             one.wait()
             yield one
         finally:
+            # A machine outlives its daemon.
+            if server.process is None:
+                server.start()
             for machine in one.cairn("vm", "list"):
                 one.cairn("vm", "rm", machine["name"], "--force")
